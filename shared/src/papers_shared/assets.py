@@ -232,6 +232,34 @@ def fetch(name: str, *, path: Path | str | None = None, download: bool = True) -
     raise AssetMissing(_how_to_get(asset, path))
 
 
+def find_file(name: str, sha256: str = "") -> Path:
+    """A single file by its base name, in the mirrors or the cache, verified.
+
+    Args:
+        name: base name; where a catalogue lists it, the catalogue's checksum is used.
+        sha256: the checksum of a file that no catalogue lists.
+
+    Raises:
+        AssetMissing, AssetCorrupt: as ``fetch``.
+        ValueError: no checksum is known for it.
+    """
+    listed = {
+        file.name: file
+        for asset in catalogue().values()
+        for form in asset.forms
+        for file in form.files
+        if not file.glob
+    }
+    file = listed.get(name) or File(path=name, sha256=sha256)
+    if (sha256 and file.sha256 != sha256) or not (file.sha256 or file.md5):
+        raise ValueError(f"the catalogue knows {name} with sha256 {file.sha256!r}, not {sha256!r}")
+    path = _find(file, None)
+    if path is None:
+        raise AssetMissing(f"needs {name} ({file.address}) in a folder of {MIRROR_VARIABLE}")
+    _verify(path, file)
+    return path
+
+
 def _find(file: File, explicit: Path | str | None) -> Path | None:
     for candidate in _candidates(file, explicit):
         if candidate.is_dir() if file.glob else candidate.is_file():
@@ -255,9 +283,7 @@ def _candidates(file: File, explicit: Path | str | None) -> Iterator[Path]:
         yield folder / file.name
     for folder in folders:
         yield from _by_name(folder).get(file.name, ())
-    for parent in (cache_folder(),):
-        yield from parent.glob(f"*/{file.name}")
-        yield parent / file.path
+    yield from cache_folder().glob(f"*/{file.name}")
 
 
 @functools.cache

@@ -112,23 +112,17 @@ class Line:
         return head + numbers + (f"  {self.reason}" if self.reason else "")
 
 
-def readers() -> dict[str, Reader]:
-    """The readers of the installed packages, by the name of the recordings they read."""
-    return {point.name: point.load() for point in entry_points(group=READERS)}
-
-
 def run_recordings(paths: Sequence[Path]) -> Iterator[Line]:
     """Run every case of every recording; nothing that a case raises ends the run."""
-    known = readers()
+    readers = {point.name: point for point in entry_points(group=READERS)}
     for path in paths:
-        names = [n for n in known if path.stem == n or path.stem.startswith((n + "_", n + "-"))]
+        names = [n for n in readers if path.stem == n or path.stem.startswith((n + "_", n + "-"))]
         if not names:
-            yield Line("FAIL", path.stem, "-", reason=f"no reader; known: {', '.join(known)}")
+            yield Line("FAIL", path.stem, "-", reason=f"no reader; known: {', '.join(readers)}")
             continue
         try:
-            recording = json.loads(path.read_text(encoding="utf-8"))
-            cases = known[max(names, key=len)](recording)
-            for case, run in cases:
+            reader: Reader = readers[max(names, key=len)].load()
+            for case, run in reader(json.loads(path.read_text(encoding="utf-8"))):
                 yield _run_case(path.stem, case, run)
         except Exception as error:
             yield Line("FAIL", path.stem, "-", reason=_one_line(error))
