@@ -9,7 +9,17 @@
 Command line: ``python -m papers_shared.tables reproduce | report | summary | list``.
 """
 
-from papers_shared.tables.recipe import Claim, Context, Measured, Recipe, Table
+from papers_shared.tables.recipe import Claim, Context, Measured, Needs, Recipe, Table
 from papers_shared.tables.schema import Paper, SchemaError, load
 
-__all__ = ["Claim", "Context", "Measured", "Paper", "Recipe", "SchemaError", "Table", "load"]
+__all__ = [
+    "Claim",
+    "Context",
+    "Measured",
+    "Needs",
+    "Paper",
+    "Recipe",
+    "SchemaError",
+    "Table",
+    "load",
+]

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 Scale = Literal["exact", "small"]
 
 
+class Needs(Exception):
+    """Raised by a recipe that cannot run on this machine.
+
+    The message says what is missing, where it is had, and the command that then runs.
+    """
+
+
 @dataclass(frozen=True)
 class Measured:
     """One value that a recipe computed.
