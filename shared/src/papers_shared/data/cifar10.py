@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 import tarfile
 from collections.abc import Iterator
@@ -16,18 +17,11 @@ from torch import Tensor
 
 from papers_shared import assets
 
-CLASSES = [
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-]  # class id -> name
+# class id -> name
+CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,7 @@ def _read_tiles(file: Path, split: str) -> Iterator[Part]:
     data, offsets = packed["webp"].tobytes(), packed["offsets"]
     tiles = [
         np.asarray(Image.open(io.BytesIO(data[start:stop])).convert("RGB"))
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
+        for start, stop in itertools.pairwise(offsets)
     ]
     images = np.concatenate(tiles).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
     yield np.ascontiguousarray(images), packed["y"], packed["exact"]
