@@ -1,0 +1,13 @@
+"""Operators with a plain-torch reference and fast versions; ``backend`` picks one.
+
+Nothing is compiled on import; a C++ extension is built when a CPU backend first runs.
+"""
+
+from papers_shared.kernels.binary_conv2d import (
+    PackedBinaryWeight,
+    binary_conv2d,
+    pack_weight,
+)
+from papers_shared.kernels.packed_binary_conv2d import PackedBinaryConv2d
+
+__all__ = ["PackedBinaryConv2d", "PackedBinaryWeight", "binary_conv2d", "pack_weight"]

@@ -1,0 +1,470 @@
+// Convolution of two-valued activations with two-valued weights by XOR and popcount.
+// Plain C++17 without torch: binary_conv2d.cpp adds tensors and threads.
+//
+// The mathematics stands in kernels/binary_conv2d.py.  Here, per image:
+//   1. pack    activations -> bits[Hp][Wp][words], channel c in bit c % 64 of word c / 64;
+//              the border of padded pixels and the tail bits of the last word stay 0
+//   2. sums    T = conv(s, ones), one integer an output pixel, from the pixels' popcounts
+//   3. tile    X = popcount(activation xor weight), see popcount_tiles.h
+//   4. finish  S = base - 2 X (an exact integer), y = (a S + b T) + e, residual, slopes
+// An activation exactly at the threshold has s = 0.  Where one occurs, a second plane z marks
+// those, and conv(z, s_w) = popcount(w) - popcount(z xor w) goes through the same tiles.
+//
+// Compiled without contraction to fused multiply-adds, so every path gives the same bits.
+#pragma once
+
+#include <atomic>
+#include <type_traits>
+
+#include "popcount_tiles.h"
+
+namespace packed {
+
+enum class Test { above, below, equal };
+
+// What one call computes.  Rows of a, b, e, base, total are padded to whole blocks of 16.
+template <typename T>
+struct Problem {
+  Geometry shape;
+  bool channels_last;                           // of input, residual and output alike
+  const T* input;
+  T threshold;
+  bool flipped;                                 // bit = input < threshold
+  const uint64_t* weight;                       // [O / 16][taps * words][16]
+  const T *a, *b;                               // [O]
+  const T* e;                                   // [classes][O]
+  const int32_t* base;                          // [classes][O]: C V + 2 popcount(padded taps)
+  const int32_t* valid;                         // [classes]: C V
+  const int32_t* total;                         // [O]: popcount of the whole filter
+  const int32_t *row_class, *column_class;      // of output rows and columns
+  int64_t column_classes;
+  const T *residual, *positive_slope, *negative_slope; // or null
+  T* output;
+};
+
+template <typename T>
+struct Path { // one instruction set
+  bool (*pack)(const Problem<T>&, const T* image, Test, int64_t begin, int64_t end,
+               uint64_t* bits, int32_t* counts);
+  TileFunction tile;
+  void (*finish)(const Problem<T>&, int64_t image, int64_t block, int64_t row, int64_t rows,
+                 const int32_t* sums, const int32_t* x, const int32_t* z, T* values);
+};
+
+// ----------------------------------------------------------------------------------- pack
+
+template <typename T>
+PS_INLINE bool passes(T value, T threshold, Test test) {
+  return test == Test::above   ? value > threshold
+         : test == Test::below ? value < threshold
+                               : !(value < threshold || value > threshold); // NaN as well
+}
+
+// The bits of 16 neighbouring pixels for up to 64 channels; true where one is at the threshold.
+template <typename T>
+PS_INLINE bool planar_bits(const T* first, int64_t stride, int channels, int pixels, T threshold,
+                           Test test, uint64_t* word) {
+  uint64_t at = 0;
+  for (int c = 0; c < channels; ++c, first += stride)
+    for (int i = 0; i < pixels; ++i) {
+      word[i] |= static_cast<uint64_t>(passes(first[i], threshold, test)) << c;
+      at |= static_cast<uint64_t>(passes(first[i], threshold, Test::equal));
+    }
+  return at != 0;
+}
+
+// The same where the channels of a pixel lie together.
+template <typename T>
+PS_INLINE bool interleaved_bits(const T* first, int64_t stride, int channels, int pixels,
+                                T threshold, Test test, uint64_t* word) {
+  uint64_t at = 0;
+  for (int i = 0; i < pixels; ++i, first += stride) {
+    uint64_t bits = 0;
+    for (int c = 0; c < channels; ++c) {
+      bits |= static_cast<uint64_t>(passes(first[c], threshold, test)) << c;
+      at |= static_cast<uint64_t>(passes(first[c], threshold, Test::equal));
+    }
+    word[i] = bits;
+  }
+  return at != 0;
+}
+
+template <typename T>
+struct PlainBits { // whole blocks: 16 pixels, and 64 channels where they lie together
+  static PS_INLINE bool planar(const T* first, int64_t stride, int channels, T threshold,
+                               Test test, uint64_t* word) {
+    return planar_bits(first, stride, channels, kBlock, threshold, test, word);
+  }
+  static PS_INLINE bool interleaved(const T* first, int64_t stride, int pixels, T threshold,
+                                    Test test, uint64_t* word) {
+    return interleaved_bits(first, stride, 64, pixels, threshold, test, word);
+  }
+};
+
+#if defined(__x86_64__)
+struct Avx512Bits { // 16 floats a comparison
+  template <int predicate>
+  PS_AVX512 static bool planar_as(const float* first, int64_t stride, int channels,
+                                  float threshold, uint64_t* word) {
+    const __m512 limit = _mm512_set1_ps(threshold);
+    __m512i low = _mm512_setzero_si512(), high = low, bit = _mm512_set1_epi64(1);
+    __mmask16 at = 0;
+    for (int c = 0; c < channels; ++c, first += stride) {
+      const __m512 x = _mm512_loadu_ps(first);
+      const __mmask16 mask = _mm512_cmp_ps_mask(x, limit, predicate);
+      at |= _mm512_cmp_ps_mask(x, limit, _CMP_EQ_UQ);
+      low = _mm512_mask_or_epi64(low, static_cast<__mmask8>(mask), low, bit);
+      high = _mm512_mask_or_epi64(high, static_cast<__mmask8>(mask >> 8), high, bit);
+      bit = _mm512_add_epi64(bit, bit);
+    }
+    _mm512_storeu_si512(word, low);
+    _mm512_storeu_si512(word + 8, high);
+    return at != 0;
+  }
+  template <int predicate>
+  PS_AVX512 static bool interleaved_as(const float* first, int64_t stride, int pixels,
+                                       float threshold, uint64_t* word) {
+    const __m512 limit = _mm512_set1_ps(threshold);
+    __mmask16 at = 0;
+    for (int i = 0; i < pixels; ++i, first += stride) {
+      uint64_t bits = 0;
+#pragma GCC unroll 4
+      for (int part = 0; part < 4; ++part) {
+        const __m512 x = _mm512_loadu_ps(first + 16 * part);
+        at |= _mm512_cmp_ps_mask(x, limit, _CMP_EQ_UQ);
+        bits |= static_cast<uint64_t>(_mm512_cmp_ps_mask(x, limit, predicate)) << (16 * part);
+      }
+      word[i] = bits;
+    }
+    return at != 0;
+  }
+  static bool planar(const float* first, int64_t stride, int channels, float threshold, Test test,
+                     uint64_t* word) {
+    const auto run = test == Test::above   ? planar_as<_CMP_GT_OQ>
+                     : test == Test::below ? planar_as<_CMP_LT_OQ>
+                                           : planar_as<_CMP_EQ_UQ>;
+    return run(first, stride, channels, threshold, word);
+  }
+  static bool interleaved(const float* first, int64_t stride, int pixels, float threshold,
+                          Test test, uint64_t* word) {
+    const auto run = test == Test::above   ? interleaved_as<_CMP_GT_OQ>
+                     : test == Test::below ? interleaved_as<_CMP_LT_OQ>
+                                           : interleaved_as<_CMP_EQ_UQ>;
+    return run(first, stride, pixels, threshold, word);
+  }
+};
+#endif
+
+// Packs input pixels begin .. end (row by row) of one image.  `counts` of a padded pixel becomes
+// 2 popcount(a); with Test::equal popcount(z) is added to it.
+template <typename T, typename Bits>
+PS_INLINE bool pack(const Problem<T>& problem, const T* image, Test test, int64_t begin,
+                    int64_t end, uint64_t* bits, int32_t* counts) {
+  const Geometry& g = problem.shape;
+  const int64_t words = g.words(), pixels = g.height * g.width;
+  const T limit = problem.threshold;
+  bool at = false;
+  for (int64_t p = begin; p < end; p += kBlock) {
+    const int n = static_cast<int>(std::min<int64_t>(kBlock, end - p));
+    int64_t place[kBlock];
+    for (int i = 0; i < n; ++i) {
+      const int64_t row = (p + i) / g.width, column = (p + i) - row * g.width;
+      place[i] = (row + g.pad_h) * g.padded_width() + column + g.pad_w;
+    }
+    int32_t count[kBlock] = {};
+    for (int64_t w = 0; w < words; ++w) {
+      const int channels = static_cast<int>(std::min<int64_t>(64, g.channels - 64 * w));
+      uint64_t word[kBlock] = {};
+      if (problem.channels_last) {
+        const T* first = image + p * g.channels + 64 * w;
+        at |= channels == 64
+                  ? Bits::interleaved(first, g.channels, n, limit, test, word)
+                  : interleaved_bits(first, g.channels, channels, n, limit, test, word);
+      } else {
+        const T* first = image + 64 * w * pixels + p;
+        at |= n == kBlock ? Bits::planar(first, pixels, channels, limit, test, word)
+                          : planar_bits(first, pixels, channels, n, limit, test, word);
+      }
+      for (int i = 0; i < n; ++i) {
+        bits[place[i] * words + w] = word[i];
+        count[i] += __builtin_popcountll(word[i]);
+      }
+    }
+    for (int i = 0; i < n; ++i) {
+      if (test == Test::equal) counts[place[i]] += count[i];
+      else counts[place[i]] = 2 * count[i];
+    }
+  }
+  return at;
+}
+
+// ----------------------------------------------------------------------------------- sums
+
+// T = conv(s, ones) of every output pixel; `counts` as pack() leaves them, `column` is scratch.
+template <typename T>
+void tap_sums(const Problem<T>& problem, const int32_t* counts, int32_t* column, int32_t* sums) {
+  const Geometry& g = problem.shape;
+  const int64_t width = g.padded_width();
+  for (int64_t y = 0; y < g.out_height; ++y) {
+    std::fill_n(column, width, 0);
+    for (int64_t i = 0; i < g.kernel_h; ++i) {
+      const int32_t* row = counts + (y * g.stride_h + i * g.dilation_h) * width;
+      for (int64_t x = 0; x < width; ++x) column[x] += row[x];
+    }
+    const int32_t* valid = problem.valid + problem.row_class[y] * problem.column_classes;
+    int32_t* out = sums + y * g.out_width;
+    for (int64_t x = 0; x < g.out_width; ++x) out[x] = -valid[problem.column_class[x]];
+    for (int64_t j = 0; j < g.kernel_w; ++j) {
+      const int32_t* tap = column + j * g.dilation_w;
+      for (int64_t x = 0; x < g.out_width; ++x) out[x] += tap[x * g.stride_w];
+    }
+  }
+}
+
+// --------------------------------------------------------------------------------- finish
+
+template <typename T>
+struct PlainTranspose {
+  static PS_INLINE void run(const T* from, T* to) { // 16 x 16
+    for (int j = 0; j < kBlock; ++j)
+      for (int i = 0; i < kBlock; ++i) to[j * kBlock + i] = from[i * kBlock + j];
+  }
+};
+
+#if defined(__x86_64__)
+struct Avx512Transpose {
+  PS_AVX512 static void run(const float* from, float* to) {
+    __m512 r[16], s[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(from + 16 * i);
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) { // pairs of rows
+      s[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+      s[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) // four rows: lane k of r[i + j] holds column 4 k + j
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        const __m512d x = _mm512_castps_pd(s[i + j]), y = _mm512_castps_pd(s[i + j + 2]);
+        r[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+        r[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+      }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) { // gather the lanes of all four groups
+      const __m512 a = _mm512_shuffle_f32x4(r[j], r[j + 4], 0x88);
+      const __m512 b = _mm512_shuffle_f32x4(r[j], r[j + 4], 0xdd);
+      const __m512 c = _mm512_shuffle_f32x4(r[j + 8], r[j + 12], 0x88);
+      const __m512 d = _mm512_shuffle_f32x4(r[j + 8], r[j + 12], 0xdd);
+      _mm512_storeu_ps(to + 16 * j, _mm512_shuffle_f32x4(a, c, 0x88));
+      _mm512_storeu_ps(to + 16 * (j + 4), _mm512_shuffle_f32x4(b, d, 0x88));
+      _mm512_storeu_ps(to + 16 * (j + 8), _mm512_shuffle_f32x4(a, c, 0xdd));
+      _mm512_storeu_ps(to + 16 * (j + 12), _mm512_shuffle_f32x4(b, d, 0xdd));
+    }
+  }
+};
+#endif
+
+template <typename T>
+PS_INLINE T slopes(T value, T positive, T negative) {
+  return value * (value > 0 ? positive : negative);
+}
+
+// Integers of `rows` output rows and 16 output channels -> the output tensor.
+template <typename T, typename Transpose>
+PS_INLINE void finish(const Problem<T>& p, int64_t image, int64_t block, int64_t row,
+                      int64_t rows, const int32_t* sums, const int32_t* x, const int32_t* z,
+                      T* values) {
+  const Geometry& g = p.shape;
+  const int64_t first = block * kBlock, stride = g.blocks() * kBlock;
+  const int64_t pixels = rows * g.out_width, begin = row * g.out_width;
+  const int lanes = static_cast<int>(std::min<int64_t>(kBlock, g.out_channels - first));
+  const T *a = p.a + first, *b = p.b + first;
+  for (int64_t i = 0; i < pixels; ++i) {
+    const int64_t y = i / g.out_width;
+    const int64_t group =
+        p.row_class[row + y] * p.column_classes + p.column_class[i - y * g.out_width];
+    const int32_t* base = p.base + group * stride + first;
+    const T* e = p.e + group * stride + first;
+    const T t = static_cast<T>(sums[begin + i]);
+    int32_t s[kBlock];
+    for (int j = 0; j < kBlock; ++j) s[j] = base[j] - 2 * x[i * kBlock + j];
+    if (z)
+      for (int j = 0; j < kBlock; ++j) s[j] += p.total[first + j] - z[i * kBlock + j];
+    for (int j = 0; j < kBlock; ++j)
+      values[i * kBlock + j] = (a[j] * static_cast<T>(s[j]) + b[j] * t) + e[j];
+  }
+  const int64_t image_size = g.out_channels * g.out_height * g.out_width;
+  T* output = p.output + image * image_size;
+  const T* residual = p.residual ? p.residual + image * image_size : nullptr;
+  if (p.channels_last) {
+    T positive[kBlock] = {}, negative[kBlock] = {};
+    if (p.positive_slope) {
+      std::copy_n(p.positive_slope + first, lanes, positive);
+      std::copy_n(p.negative_slope + first, lanes, negative);
+    }
+    for (int64_t i = 0; i < pixels; ++i) {
+      T v[kBlock];
+      const int64_t place = (begin + i) * g.out_channels + first;
+      for (int j = 0; j < kBlock; ++j) v[j] = values[i * kBlock + j];
+      if (lanes == kBlock) {
+        if (residual)
+          for (int j = 0; j < kBlock; ++j) v[j] += residual[place + j];
+        if (p.positive_slope)
+          for (int j = 0; j < kBlock; ++j) v[j] = slopes(v[j], positive[j], negative[j]);
+        for (int j = 0; j < kBlock; ++j) output[place + j] = v[j];
+      } else {
+        for (int j = 0; j < lanes; ++j) {
+          if (residual) v[j] += residual[place + j];
+          output[place + j] = p.positive_slope ? slopes(v[j], positive[j], negative[j]) : v[j];
+        }
+      }
+    }
+    return;
+  }
+  T turned[kBlock * kBlock];
+  for (int64_t i = 0; i < pixels; i += kBlock) { // values has room for whole blocks
+    Transpose::run(values + i * kBlock, turned);
+    const int64_t n = std::min<int64_t>(kBlock, pixels - i);
+    for (int j = 0; j < lanes; ++j) {
+      const int64_t place = (first + j) * g.out_height * g.out_width + begin + i;
+      T* v = turned + j * kBlock;
+      if (residual)
+        for (int64_t k = 0; k < n; ++k) v[k] += residual[place + k];
+      if (p.positive_slope) {
+        const T positive = p.positive_slope[first + j], negative = p.negative_slope[first + j];
+        for (int k = 0; k < kBlock; ++k) v[k] = slopes(v[k], positive, negative);
+      }
+      for (int64_t k = 0; k < n; ++k) output[place + k] = v[k];
+    }
+  }
+}
+
+// ----------------------------------------------------------------------------------- paths
+
+template <typename T>
+Path<T> portable_path() {
+  return {pack<T, PlainBits<T>>, tile_portable, finish<T, PlainTranspose<T>>};
+}
+
+#if defined(__x86_64__)
+template <typename T>
+struct OnAvx2 {
+  PS_AVX2 static bool pack_bits(const Problem<T>& p, const T* image, Test test, int64_t begin,
+                                int64_t end, uint64_t* bits, int32_t* counts) {
+    return pack<T, PlainBits<T>>(p, image, test, begin, end, bits, counts);
+  }
+  PS_AVX2 static void finish_rows(const Problem<T>& p, int64_t image, int64_t block, int64_t row,
+                                  int64_t rows, const int32_t* sums, const int32_t* x,
+                                  const int32_t* z, T* values) {
+    finish<T, PlainTranspose<T>>(p, image, block, row, rows, sums, x, z, values);
+  }
+  static Path<T> path() { return {pack_bits, tile_avx2, finish_rows}; }
+};
+
+template <typename T>
+struct OnAvx512 {
+  static constexpr bool kFloat = std::is_same_v<T, float>;
+  using Bits = std::conditional_t<kFloat, Avx512Bits, PlainBits<T>>;
+  using Transpose = std::conditional_t<kFloat, Avx512Transpose, PlainTranspose<T>>;
+  PS_AVX512 static bool pack_bits(const Problem<T>& p, const T* image, Test test, int64_t begin,
+                                  int64_t end, uint64_t* bits, int32_t* counts) {
+    return pack<T, Bits>(p, image, test, begin, end, bits, counts);
+  }
+  PS_AVX512 static void finish_rows(const Problem<T>& p, int64_t image, int64_t block,
+                                    int64_t row, int64_t rows, const int32_t* sums,
+                                    const int32_t* x, const int32_t* z, T* values) {
+    finish<T, Transpose>(p, image, block, row, rows, sums, x, z, values);
+  }
+  static Path<T> path() { return {pack_bits, tile_avx512, finish_rows}; }
+};
+#elif defined(__aarch64__)
+template <typename T>
+Path<T> neon_path() {
+  return {pack<T, PlainBits<T>>, tile_neon, finish<T, PlainTranspose<T>>};
+}
+#endif
+
+// ----------------------------------------------------------------------------------- image
+
+template <typename T>
+struct Workspace { // of one image; the zero border survives from image to image
+  std::vector<uint64_t> bits, marks;
+  std::vector<int32_t> counts, column, sums;
+
+  explicit Workspace(const Geometry& g)
+      : bits(g.padded_pixels() * g.words()), counts(g.padded_pixels()),
+        column(g.padded_width()), sums(g.out_height * g.out_width) {}
+};
+
+// `parallel(count, grain, body)` calls body(begin, end) over parts of 0 .. count.
+template <typename T, typename Parallel>
+void convolve_image(const Problem<T>& problem, const Path<T>& path, const Runs& runs,
+                    int64_t image, Workspace<T>& work, const Parallel& parallel) {
+  const Geometry& g = problem.shape;
+  const T* input = problem.input + image * g.channels * g.height * g.width;
+  const int64_t pixels = g.height * g.width;
+
+  std::atomic<bool> at_threshold{false};
+  const Test test = problem.flipped ? Test::below : Test::above;
+  const int64_t pack_grain = std::max<int64_t>(kBlock, 65536 / g.channels / kBlock * kBlock);
+  parallel(pixels, pack_grain, [&](int64_t begin, int64_t end) {
+    if (path.pack(problem, input, test, begin, end, work.bits.data(), work.counts.data()))
+      at_threshold = true;
+  });
+  if (at_threshold) {
+    work.marks.resize(work.bits.size());
+    path.pack(problem, input, Test::equal, 0, pixels, work.marks.data(), work.counts.data());
+  }
+  tap_sums(problem, work.counts.data(), work.column.data(), work.sums.data());
+
+  const int64_t words = g.words(), filter = kBlock * g.kernel_h * g.kernel_w * words;
+  const int64_t tiles = (g.out_width + kMaxPixels - 1) / kMaxPixels;
+  const int64_t rows = std::min(g.out_height, std::max<int64_t>(1, 96 / g.out_width));
+  const int64_t parts = (g.out_height + rows - 1) / rows;
+  parallel(g.blocks() * parts, 1, [&](int64_t begin, int64_t end) {
+    const int64_t room = (rows * g.out_width + kBlock) * kBlock;
+    std::vector<int32_t> x(room), z(at_threshold ? room : 0);
+    std::vector<T> values(room);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t block = task / parts, row = task % parts * rows;
+      const int64_t count = std::min(rows, g.out_height - row);
+      for (int64_t y = 0; y < count; ++y)
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          const int64_t first = tile * g.out_width / tiles;
+          const int n = static_cast<int>((tile + 1) * g.out_width / tiles - first);
+          const int64_t place =
+              ((row + y) * g.stride_h * g.padded_width() + first * g.stride_w) * words;
+          const int64_t out = (y * g.out_width + first) * kBlock;
+          const uint64_t* weight = problem.weight + block * filter;
+          path.tile(work.bits.data() + place, g.stride_w * words, runs, weight, n, &x[out]);
+          if (at_threshold)
+            path.tile(work.marks.data() + place, g.stride_w * words, runs, weight, n, &z[out]);
+        }
+      path.finish(problem, image, block, row, count, work.sums.data(), x.data(),
+                  at_threshold ? z.data() : nullptr, values.data());
+    }
+  });
+}
+
+// Images go to threads where there are enough of them, else the parts of each image do.
+template <typename T, typename Parallel>
+void convolve(const Problem<T>& problem, const Path<T>& path, int threads,
+              const Parallel& parallel) {
+  const Geometry& g = problem.shape;
+  const Runs runs(g);
+  const auto serial = [](int64_t count, int64_t, const auto& body) { body(0, count); };
+  if (g.batch >= threads) {
+    parallel(g.batch, 1, [&](int64_t begin, int64_t end) {
+      Workspace<T> work(g);
+      for (int64_t image = begin; image < end; ++image)
+        convolve_image(problem, path, runs, image, work, serial);
+    });
+  } else {
+    Workspace<T> work(g);
+    for (int64_t image = 0; image < g.batch; ++image)
+      convolve_image(problem, path, runs, image, work, parallel);
+  }
+}
+
+} // namespace packed
