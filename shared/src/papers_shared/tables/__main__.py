@@ -9,6 +9,7 @@ list       list papers, tables and rows, with what each row takes
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = make_parser().parse_args(argv)
     try:
-        return int(args.action(args))
+        return int(args.run(args))
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -43,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
     which = argparse.ArgumentParser(add_help=False)
     which.add_argument("--paper", nargs="+", default=[], metavar="P", help="only these papers")
     which.add_argument("--table", nargs="+", default=[], metavar="T", help="only these tables")
@@ -59,20 +60,30 @@ def make_parser() -> argparse.ArgumentParser:
         f"default {budgets.DEFAULT}, and all when --paper and --table are given",
     )
     reproduce.add_argument("--seed", type=int, default=0, help="handed to every recipe")
-    reproduce.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     reproduce.add_argument(
-        "--record", action="store_true", help="commit what was computed to the package's results/"
+        "--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N"
+    )
+    reproduce.add_argument(
+        "--record",
+        action="store_true",
+        help="write what was computed to the package's results/, to be committed",
     )
     reproduce.add_argument("--html", action="store_true", help="also make report.html")
-    reproduce.set_defaults(action=run_reproduce)
+    reproduce.set_defaults(run=run_reproduce)
 
     report = actions.add_parser("report", parents=[where], help="make report.html, run nothing")
-    report.set_defaults(action=run_report)
-    summary = actions.add_parser("summary", parents=[], help="print the README's table of papers")
-    summary.set_defaults(action=run_summary)
+    report.set_defaults(run=run_report)
+    summary = actions.add_parser("summary", help="print the README's table of papers")
+    summary.set_defaults(run=run_summary)
     listing = actions.add_parser("list", parents=[which], help="list papers, tables and rows")
-    listing.set_defaults(action=run_list)
+    listing.set_defaults(run=run_list)
     return parser
+
+
+def device_name(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    return text
 
 
 def run_reproduce(args: argparse.Namespace) -> int:

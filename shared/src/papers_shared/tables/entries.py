@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from papers_shared import workspace
 from papers_shared.tables import schema
 from papers_shared.tables.recipe import Recipe, Table
-from papers_shared.tables.reproduced import Cells, command, read_rows, write_rows
+from papers_shared.tables.reproduced import Cells, as_json, command, read_rows, write_rows
 
 EMPTY = Table()
 
@@ -107,6 +107,8 @@ def with_recipes(entry: Entry) -> Entry:
     Raises:
         ValueError: a recipe has no row, a row has neither recipe nor ``needs``, or scales differ.
     """
+    if importlib.util.find_spec(f"{entry.module}.reproduce") is None:
+        raise ValueError(f"{entry.module} has no module reproduce, which holds its TABLES")
     tables = importlib.import_module(f"{entry.module}.reproduce").TABLES
     check_recipes(entry.reported, tables)
     return Entry(entry.name, entry.module, entry.reported, tables)
@@ -133,6 +135,10 @@ def check_recipes(reported: schema.Paper, tables: Mapping[str, Table]) -> None:
                     f"{where}, {name}, row {row}: the recipe is {recipe.scale!r}, reported.yaml "
                     f"says scale {rows[row].scale!r}"
                 )
+            try:
+                as_json(recipe.settings)
+            except TypeError as error:
+                raise ValueError(f"{where}, {name}, row {row}: settings: {error}") from None
     for name, reported_table in reported.tables.items():
         for line in reported_table.rows.values():
             if not line.needs and line.name not in tables.get(name, EMPTY).recipes:

@@ -78,12 +78,12 @@ def _cell(row: Row, outcome: RowResult, column: Column, notes: Notes) -> dict[st
     }
     if column.name in outcome.cells:
         computed = outcome.cells[column.name]
-        off = column.name in outcome.off
+        off, recorded = column.name in outcome.off, outcome.state is State.RECORDED
         cell |= {
             "value": value_text(computed, column),
             "state": State.FAILED if off else outcome.state,
             "badge": state_text(computed, outcome.state) + (", out of tolerance" if off else ""),
-            "note": computed.note,
+            "note": computed.note + (notes.mark(outcome) if recorded else ""),
             "details": _details(computed),
         }
     elif (entries or not row.cells) and not outcome.cells:

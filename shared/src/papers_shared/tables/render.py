@@ -57,12 +57,14 @@ def reported_text(entry: Reported, *, note: bool = True) -> str:
     return f"{entry.value:,} ({entry.origin}{about})"
 
 
-def reproduced_text(result: RowResult, column: Column, *, note: bool = True) -> str:
+def reproduced_text(result: RowResult, column: Column, mark: str, *, note: bool = True) -> str:
     """``87.99 (exact; 8785 of 9984)``, ``1.58 ± 0.02 (recorded, small scale)``."""
     cell = result.cells[column.name]
+    if result.state is not State.RECORDED:
+        mark = ""
     off = ", OUT OF TOLERANCE" if column.name in result.off else ""
     about = f"; {cell.note}" if note and cell.note else ""
-    return f"{value_text(cell, column)} ({state_text(cell, result.state)}{off}{about})"
+    return f"{value_text(cell, column)} ({state_text(cell, result.state)}{off}{about}){mark}"
 
 
 def value_text(cell: Reproduced, column: Column) -> str:
@@ -103,7 +105,7 @@ def cell_texts(
     entries = row.cells.get(column.name, Cell()).reported
     reported = ", ".join(reported_text(entry, note=details) for entry in entries)
     if column.name in result.cells:
-        return reported, reproduced_text(result, column, note=details)
+        return reported, reproduced_text(result, column, notes.mark(result), note=details)
     # An empty cell of a row that was computed is explained by the row's note, if it has one.
     if result.cells and (not reported or not result.message):
         return reported, ""
@@ -216,6 +218,6 @@ def markdown_table(table: ReportedTable, result: TableResult) -> str:
 
 def escape(text: str) -> str:
     """Text that stands for itself in a Markdown table."""
-    for sign in "\\|*_<`":
+    for sign in "\\|*<":
         text = text.replace(sign, "\\" + sign)
     return text

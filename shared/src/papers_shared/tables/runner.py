@@ -230,8 +230,8 @@ def settle(
     if committed:
         first = next(iter(committed.values()))
         if (first.scale, first.provenance.settings) == (recipe.scale, as_json(recipe.settings)):
-            again = f"not computed again: {why}" if why else row.needs
-            return RowResult(State.RECORDED, committed, again)
+            parts = (f"not computed again: {why}" if why else "", row.needs)
+            return RowResult(State.RECORDED, committed, "; ".join(filter(None, parts)))
         stale = "the committed result was made with other settings, so it is not shown"
         why = f"{why} ({stale})" if why else stale
     if fresh is not None:

@@ -41,15 +41,14 @@ def headline(entry: Entry, results: Results) -> list[tuple[str, str, str]]:
         row, column = table.rows[place.row], table.columns[place.column]
         entries = row.cells.get(place.column, Cell()).reported
         unit = f" {column.unit}" if column.unit else ""
-        reported = ", ".join(reported_text(e, note=False) for e in entries) or "nothing"
+        reported = ", ".join(reported_text(e, note=False) for e in entries) or "—"
         outcome = results[place.table].rows[place.row]
         reproduced = f"not yet ({outcome.state})"
         if place.column in outcome.cells:
             cell = outcome.cells[place.column]
-            when = f", {cell.provenance.date[:10]}" if outcome.state is State.RECORDED else ""
-            reproduced = (
-                f"{value_text(cell, column)}{unit} ({state_text(cell, outcome.state)}{when})"
-            )
+            when = f" {cell.provenance.date[:10]}" if outcome.state is State.RECORDED else ""
+            how = state_text(cell, outcome.state) + when
+            reproduced = f"{value_text(cell, column)}{unit} ({how})"
         pairs.append((f"{row.label}, {column.label}{unit and f' in{unit}'}", reported, reproduced))
     return pairs
 
