@@ -97,6 +97,7 @@ def test_list_tells_what_each_row_takes(installed, capsys):
     [
         (["--paper", "madup"], "no installed paper is called 'madup'; did you mean 'madeup'?"),
         (["--table", "tabel1"], "no table is called 'tabel1'; did you mean 'table1'?"),
+        (["--table", "tabel1", "--table", "table1"], "no table is called 'tabel1'"),
         (["--budget", "soon"], "write 15m, 900s, 2h, 0 or all"),
     ],
 )

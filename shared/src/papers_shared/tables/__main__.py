@@ -46,8 +46,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
     which = argparse.ArgumentParser(add_help=False)
-    which.add_argument("--paper", nargs="+", default=[], metavar="P", help="only these papers")
-    which.add_argument("--table", nargs="+", default=[], metavar="T", help="only these tables")
+    which.add_argument(
+        "--paper", nargs="+", action="extend", default=[], metavar="P", help="only these papers"
+    )
+    which.add_argument(
+        "--table", nargs="+", action="extend", default=[], metavar="T", help="only these tables"
+    )
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument("--out", type=Path, help="output folder (default: the workspace's results/)")
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SIDE_BY_SIDE = 2  # up to this many columns, reported and reproduced stand in columns of their own
 COLUMNS_A_BLOCK = 4  # a wider table is printed in blocks of at most so many columns
 PIPED_WIDTH = 100
+LABEL_WIDTH = 26
 STYLES = {
     State.EXACT: "green",
     State.SMALL: "cyan",
@@ -93,7 +94,7 @@ class Notes:
 def cell_texts(
     row: Row, result: RowResult, column: Column, notes: Notes, *, details: bool
 ) -> tuple[str, str]:
-    """What stands in one cell: the reported side and the reproduced side.
+    """What stands in one cell: the reported side, a line an entry, and the reproduced side.
 
     Args:
         row: of reported.yaml.
@@ -103,7 +104,7 @@ def cell_texts(
         details: whether the notes of single numbers are wanted, too.
     """
     entries = row.cells.get(column.name, Cell()).reported
-    reported = ", ".join(reported_text(entry, note=details) for entry in entries)
+    reported = "\n".join(reported_text(entry, note=details) for entry in entries)
     if column.name in result.cells:
         return reported, reproduced_text(result, column, notes.mark(result), note=details)
     # An empty cell of a row that was computed is explained by the row's note, if it has one.
@@ -164,7 +165,8 @@ def print_table(table: ReportedTable, result: TableResult, console: Console) -> 
     for start in range(0, len(columns), block):
         shown = columns[start : start + block]
         grid = Table(show_lines=not beside, header_style="bold", box=box.ROUNDED)
-        grid.add_column("", max_width=34)
+        longest = max(len(row.label) for row in table.rows.values())
+        grid.add_column("", width=min(longest, LABEL_WIDTH))
         for column in shown:
             heading = Text(column.heading)
             if beside:
@@ -220,4 +222,4 @@ def escape(text: str) -> str:
     """Text that stands for itself in a Markdown table."""
     for sign in "\\|*<":
         text = text.replace(sign, "\\" + sign)
-    return text
+    return text.replace("\n", "<br>")
