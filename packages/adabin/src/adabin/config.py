@@ -63,3 +63,45 @@ class ReproduceConfig:
     table: list[str] = option([], "only these tables, for example table1")
     budget: str = option("all", "what may be run again: a time such as 10m, or all")
     output: Path | None = option(None, "folder of the results (default: results/)")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a network from scratch (defaults: the authors' CIFAR-10 recipe), or one of two steps.
+
+    Started again with the same output folder, it goes on from the newest checkpoint there.
+    """
+
+    variant: str = option("cifar10_resnet20", "which network; see the README for the names")
+    data: str = option("cifar10", "'cifar10', or a folder that holds ImageNet's train/ and val/")
+    data_path: Path | None = option(None, "where CIFAR-10 lies, if not in a mirror or the cache")
+    output: Path | None = option(None, "folder of the run (default: runs/VARIANT)")
+
+    epochs: int = option(400, "passes over the training set")
+    batch_size: int = option(128, "pictures an update, over all processes")
+    optimizer: Literal["sgd", "adam"] = option("sgd", "sgd has momentum 0.9")
+    lr: float = option(0.1, "learning rate at the start")
+    lr_schedule: Literal["cosine", "linear"] = option("cosine", "falls to 0, once an epoch")
+    weight_decay: float = option(1e-4, "L2 penalty")
+    decay: Literal["all", "conv"] = option("all", "on all parameters, or 4-d and conv* ones only")
+    progressive: bool = option(True, "sharpen the weights' gradient from t = 1e-3 to 10")
+
+    w_bit: Literal[1, 32] = option(1, "32: full-precision weights, step 1 of two-step training")
+    init: Path | None = option(None, "start from these weights, for example those of step 1")
+    teacher: Path | None = option(None, "torchvision ResNet-34 weights: learn its soft labels")
+
+    num_blocks: tuple[int, ...] = option((), "other depths of the stages")
+    weight_set: Literal["equalised", "l1"] = option("equalised", "binary weight values (ablation)")
+    adaptive: bool = option(True, "learn the activation values (ablation)")
+    nonlinearity: Literal["maxout", "hardtanh"] = option("maxout", "(ablation)")
+    image_size: int = option(32, "CIFAR-10 averaged down to this size (small-scale runs)")
+    limit: int | None = option(None, "only the first training pictures (small-scale runs)")
+    test_limit: int | None = option(None, "only the first test pictures")
+
+    seed: int = option(0, "of every draw")
+    mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "of the convolutions")
+    accumulate: int = option(1, "updates are cut into so many passes")
+    workers: int = option(2, "processes that prepare pictures")
+    log_every: int = option(50, "updates between log lines")
+    save_every: int = option(1000, "updates between checkpoints")
+    tensorboard: bool = option(False, "also log for tensorboard")

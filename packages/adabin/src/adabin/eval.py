@@ -23,9 +23,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 
 from adabin.config import EvalConfig
-from adabin.data import imagenet_folder, normalise
+from adabin.data import imagenet_pictures, normalise
 from adabin.pipeline import load_network, pick_device
 from papers_shared.checkpoints import atomic_path
 from papers_shared.data.cifar10 import Cifar10, load_cifar10
@@ -87,29 +88,36 @@ def cifar10_accuracy(logits: Tensor, data: Cifar10) -> dict[str, Accuracy]:
     n = len(logits)
     right = logits.argmax(1) == data.labels[:n]
     masks = {
-        f"first {AUTHORS_COUNT} (the authors' count)": torch.arange(n) < AUTHORS_COUNT,
+        f"first {min(n, AUTHORS_COUNT)} (the authors' count)": torch.arange(n) < AUTHORS_COUNT,
         f"all {n}": torch.ones(n, dtype=torch.bool),
         "exact pictures only": data.exact[:n],
     }
     return {name: Accuracy(int(right[mask].sum()), int(mask.sum())) for name, mask in masks.items()}
 
 
-def evaluate_folder(model: nn.Module, config: EvalConfig, device: torch.device) -> dict[str, Any]:
-    """Top-1 and top-5 on a folder of class folders, resized to 256 and cropped to 224."""
-    loader = imagenet_folder(
-        Path(config.data), train=False, batch_size=config.batch_size, workers=config.workers
-    )
-    top1 = top5 = count = 0
-    with torch.inference_mode():
-        for images, labels in loader:
-            best = model(images.to(device, getattr(torch, config.dtype))).topk(5, dim=1).indices
-            hit = best.cpu() == labels[:, None]
-            top1, top5 = top1 + int(hit[:, 0].sum()), top5 + int(hit.any(1).sum())
-            count += len(labels)
-            _show_progress(count, len(loader.dataset), "pictures")
-            if config.first is not None and count >= config.first:
-                break
-    return {"top-1": Accuracy(top1, count), "top-5": Accuracy(top5, count)}
+@torch.inference_mode()
+def evaluate_pictures(
+    model: nn.Module, pictures: Any, *, batch_size: int, workers: int, first: int | None = None
+) -> dict[str, Accuracy]:
+    """Top-1 and top-5 on a data set of normalised pictures.
+
+    Args:
+        model: in eval mode; its device and dtype are used.
+        pictures: yields (3, H, W) and class id, for example ``imagenet_pictures``.
+        batch_size: pictures a step.
+        workers: processes that decode pictures.
+        first: stop after so many.
+    """
+    like = next(model.parameters())
+    if first is not None:
+        pictures = Subset(pictures, range(min(first, len(pictures))))
+    right, count = torch.zeros(5, dtype=torch.int64), 0
+    for images, labels in DataLoader(pictures, batch_size=batch_size, num_workers=workers):
+        best = model(images.to(like)).topk(5, dim=1).indices.cpu()
+        right += (best == labels[:, None]).sum(0)
+        count += len(labels)
+        _show_progress(count, len(pictures), "pictures")
+    return {"top-1": Accuracy(int(right[0]), count), "top-5": Accuracy(int(right.sum()), count)}
 
 
 def _show_progress(done: int, total: int, what: str) -> None:
@@ -122,7 +130,7 @@ def main(config: EvalConfig) -> int:
     device = pick_device(config.device)
     model, network = load_network(config.checkpoint, variant=config.variant)
     model = model.to(device, getattr(torch, config.dtype)).eval()
-    results: dict[str, Any]
+    results: dict[str, Accuracy | float]
     if config.data == "cifar10":
         if network.arch == "imagenet_resnet":
             raise ValueError(
@@ -133,11 +141,19 @@ def main(config: EvalConfig) -> int:
         logits = predict_logits(
             model, images, batch_size=config.batch_size, progress=_show_progress
         )
-        results = dict(cifar10_accuracy(logits, data))
+        results = {**cifar10_accuracy(logits, data)}
         loss = F.cross_entropy(logits[:AUTHORS_COUNT], data.labels[: len(logits)][:AUTHORS_COUNT])
-        results[f"cross entropy, first {AUTHORS_COUNT}"] = round(loss.item(), 5)
+        results["cross entropy, the authors' count"] = round(loss.item(), 5)
     else:
-        results = evaluate_folder(model, config, device)
+        pictures = imagenet_pictures(Path(config.data), train=False)
+        accuracies = evaluate_pictures(
+            model,
+            pictures,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            first=config.first,
+        )
+        results = {**accuracies}
     print(f"{network.arch}, checkpoint {config.checkpoint}, {config.dtype} on {device}")
     for name, value in results.items():
         print(f"  {name}: {value}")

@@ -31,16 +31,24 @@ def load_official(
         ValueError: names are missing, unexpected or of another shape, or the layers are those of
             another method (IR-Net's and ReCU's networks have the same skeleton).
     """
-    model = build(config)
     state = unwrap(state_dict)
-    wants_sets = any("binary_a" in name for name in model.state_dict())
-    if wants_sets and not any("binary_a" in name for name in state):
-        raise ValueError(
-            "the state dict has no 'binary_a' entries: its layers are not AdaBin's (IR-Net, ReCU "
-            "and plain ResNets share the skeleton); give a checkpoint of an AdaBin network"
-        )
+    refuse_other_layers(state)
+    model = build(config)
     load_strict(model, state, what="the checkpoint")
     return model.eval()
+
+
+def refuse_other_layers(state: Mapping[str, Tensor]) -> None:
+    """Tell the checkpoints of other binary networks by what they lack.
+
+    Raises:
+        ValueError: no layer has an activation set.
+    """
+    if not any("binary_a" in name for name in state):
+        raise ValueError(
+            "the checkpoint has no 'binary_a' entries: its layers are not AdaBin's (IR-Net, ReCU "
+            "and plain ResNets share the skeleton); give a checkpoint of an AdaBin network"
+        )
 
 
 def load_released(variant: str = "cifar10_resnet20", *, path: str | None = None) -> nn.Module:

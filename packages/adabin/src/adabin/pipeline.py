@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from adabin.config import RELEASED
 from adabin.data import normalise
-from adabin.model import VARIANTS, Config
-from adabin.official import CHECKPOINTS, load_official, load_released
-from papers_shared.checkpoints import load_state_dict, save_state_dict
+from adabin.model import VARIANTS, Config, build
+from adabin.official import CHECKPOINTS, load_official, load_released, refuse_other_layers
+from papers_shared.checkpoints import load_state_dict
 from papers_shared.data.cifar10 import CLASSES
 from papers_shared.data.resize import imresize
 
@@ -43,9 +43,9 @@ def variant_config(name: str) -> Config:
     return VARIANTS[name]
 
 
-def save_network(model: nn.Module, config: Config, path: Path | str) -> None:
-    """Write a network as safetensors that says itself which network it is."""
-    save_state_dict(model.state_dict(), path, metadata={"adabin": json.dumps(config.to_dict())})
+def network_metadata(config: Config) -> dict[str, str]:
+    """What a safetensors file says of the network it holds."""
+    return {"adabin": json.dumps(config.to_dict())}
 
 
 def file_metadata(path: Path | str) -> dict[str, str]:
@@ -95,8 +95,7 @@ def load_network(checkpoint: str, *, variant: str = "") -> tuple[nn.Module, Conf
 
 def _guess(state: dict[str, Tensor], checkpoint: str) -> Config:
     """The variant whose names and shapes are the state dict's."""
-    from adabin.model import build
-
+    refuse_other_layers(state)
     shapes = {name: value.shape for name, value in state.items()}
     for config in VARIANTS.values():
         with torch.device("meta"):
@@ -104,8 +103,7 @@ def _guess(state: dict[str, Tensor], checkpoint: str) -> Config:
         if shapes == {name: value.shape for name, value in own.items()}:
             return config
     raise ValueError(
-        f"{checkpoint} fits none of the networks {', '.join(VARIANTS)}; name one with --variant "
-        "to see which entries differ"
+        f"{checkpoint} fits none of {', '.join(VARIANTS)}; --variant NAME tells what differs"
     )
 
 
