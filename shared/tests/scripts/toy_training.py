@@ -49,7 +49,9 @@ def train(
     dropout: float = 0.3,
     workers: int = 0,
     pause: float = 0.0,
-    stop_at: int = 0,
+    stop_at: int = -1,
+    stop_signal: int = signal.SIGTERM,
+    size: int = 52,
     lr: float = 0.1,
     **options: Any,
 ) -> dict[str, Tensor]:
@@ -58,12 +60,15 @@ def train(
     Args:
         dropout: 0 for a run that one and several processes share.
         pause: seconds to wait in each step.
-        stop_at: the step in which rank 0 gets a SIGTERM.
+        stop_at: the step in which rank 0 gets the stop_signal.
+        size: samples in the data set.
     """
     torch.set_num_threads(1)
     settings = {"seed": 7, "ema_decay": 0.9, "log_every": 3, "save_every": 10, **options}
     run = Run(output, config={"lr": lr}, **settings)
-    loader = run.loader(Points(52, noise=0.1), batch_size=8, transform=flip_signs, workers=workers)
+    loader = run.loader(
+        Points(size, noise=0.1), batch_size=8, transform=flip_signs, workers=workers
+    )
     model: Any = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 2))
     optimizer: Any = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     scheduler: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, TOTAL_STEPS)
@@ -79,7 +84,7 @@ def train(
         if run.epoch_done:
             run.record(epoch_ended=run.epoch)
         if stop_at == run.step and run.is_main:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), stop_signal)
         time.sleep(pause)
     run.finish()
     weights = run.accelerator.unwrap_model(model).state_dict()
@@ -89,22 +94,22 @@ def train(
 
 
 def two_processes(output: Path) -> None:
-    """Train whole, stopped by a SIGTERM on one rank, and again: under torchrun."""
-    smooth = {"dropout": 0.0, "resume": True}
-    train(output / "whole", **smooth)
-    train(output / "noisy")
-    world = torch.distributed.get_world_size()
+    """What test_training_processes.py compares; runs under torchrun."""
+    train(output / "smooth", dropout=0.0)
+    train(output / "whole")
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     try:
         train(output / "stopped", stop_at=14)
     except SystemExit as stop:
-        (output / f"stop_{torch.distributed.get_rank()}.txt").write_text(f"{stop.code} {world}")
+        (output / f"rank_{rank}.txt").write_text(f"world {world} status {stop.code}")
     train(output / "stopped")
-    train(output / "accumulated", gradient_accumulation=2, **smooth)
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
+    if "accelerate" in sys.modules:
+        raise SystemExit("importing papers_shared.training has imported accelerate")
     if sys.argv[1] == "two":
         two_processes(Path(sys.argv[2]))
     else:
-        train(Path(sys.argv[2]), pause=0.02)
+        train(Path(sys.argv[2]), pause=0.05)

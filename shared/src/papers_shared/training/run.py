@@ -221,14 +221,13 @@ class Run:
 
     @property
     def _trained(self) -> Objects:
-        if self._objects is None:
-            raise RuntimeError("call run.prepare(model, optimizer, ...) first")
+        assert self._objects is not None, "steps() has checked it"
         return self._objects
 
     @property
     def ema(self) -> EMA | None:
         """The average of the first model's weights: ``run.ema.model`` is ready to be called."""
-        return self._trained.ema
+        return None if self._objects is None else self._objects.ema
 
     # ---- the loop
 
@@ -270,6 +269,8 @@ class Run:
                     progress.close()
 
     def _begin(self, loader: Loader) -> None:
+        if self._objects is None:
+            raise RuntimeError("call run.prepare(model, optimizer, ...) before run.steps")
         rank = self.accelerator.process_index
         self._loader_facts = loader.facts()
         if self._checkpoint is not None:
