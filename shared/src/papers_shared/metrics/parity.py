@@ -119,7 +119,7 @@ def _psnr_ssim(case: Case, tolerances: Case) -> Iterator[Part]:
         if not (parsed := re.fullmatch(r"(psnr|ssim)(_pt)?_(bgr|y)", key)):
             continue
         name, floating, channels = parsed.groups()
-        kind: type[PSNR] | type[SSIM] = {"psnr": PSNR, "ssim": SSIM}[name]
+        kind: Callable[..., PSNR | SSIM] = PSNR if name == "psnr" else SSIM
         metric = kind(
             channels="y" if channels == "y" else "rgb",
             crop_border=case["crop_border"],

@@ -9,6 +9,7 @@ Images are (B, C, H, W) or (C, H, W), RGB or grey, floating point in [0, 1] or u
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -138,7 +139,10 @@ def _gaussian_mean(x: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------- perceptual
 
 Net = Literal["alex", "squeeze", "vgg"]
-_FEATURES = {"alex": "lpips_alexnet_features", "squeeze": "lpips_squeezenet1_1_features"}
+LPIPS_FEATURES: dict[Net, str] = {  # the assets with the backbones' weights
+    "alex": "lpips_alexnet_features",
+    "squeeze": "lpips_squeezenet1_1_features",
+}
 
 
 class LPIPS:
@@ -190,8 +194,11 @@ class LPIPS:
             raise ImportError(
                 f"LPIPS needs the package lpips ({error}): pip install 'papers-shared[metrics]'"
             ) from None
-        # pnet_rand: without it lpips asks torchvision to download the backbone.
-        model = lpips.LPIPS(net=self.net, version="0.1", pnet_rand=True, verbose=False)
+        with warnings.catch_warnings():
+            # lpips builds the backbone with an argument that torchvision deprecates.
+            warnings.simplefilter("ignore", UserWarning)
+            # pnet_rand: without it lpips asks torchvision to download the backbone.
+            model = lpips.LPIPS(net=self.net, version="0.1", pnet_rand=True, verbose=False)
         _load_features(model.net, self._features(), what=f"LPIPS-{self.net}")
         return model.requires_grad_(False)
 
@@ -200,8 +207,8 @@ class LPIPS:
 
         if self.features is not None:
             return checkpoints.load_state_dict(self.features)
-        if self.net in _FEATURES:
-            return checkpoints.load_state_dict(assets.fetch(_FEATURES[self.net]).path)
+        if self.net in LPIPS_FEATURES:
+            return checkpoints.load_state_dict(assets.fetch(LPIPS_FEATURES[self.net]).path)
         from torchvision.models import VGG16_Weights
 
         weights = VGG16_Weights.IMAGENET1K_V1
