@@ -11,10 +11,16 @@ from papers_shared.tables import Claim, Measured, Needs, Recipe, Table, store
 from papers_shared.tables.entries import Entry
 from papers_shared.tables.html import page
 from papers_shared.tables.provenance import Provenance
-from papers_shared.tables.render import make_console, markdown_table, print_table
+from papers_shared.tables.render import (
+    Notes,
+    absent_text,
+    make_console,
+    markdown_table,
+    print_table,
+)
 from papers_shared.tables.reproduced import Reproduced, RowResult, State, read_rows
 from papers_shared.tables.runner import reproduce
-from papers_shared.tables.schema import load
+from papers_shared.tables.schema import Cell, Expected, load
 from papers_shared.tables.summary import summary_markdown
 
 REPORTED = """
@@ -348,6 +354,19 @@ def test_a_wide_table_is_printed_in_blocks_of_100_columns(paper, capsys):
     assert out.count("Top-1 (%)") == 10
     assert out.count("= 88.02 (exact)") == 1
     assert_nothing_is_cut_off(out)
+
+
+def test_a_row_that_was_not_computed_says_so_in_each_cell_that_it_has(paper):
+    table = paper.reported.tables["table1"]
+    row = table.rows["ours"]
+    guarded = replace(row, cells={**row.cells, "top5": Cell(expected=Expected(99, 1, "measured"))})
+    result = run(paper, budget=0)
+    notes = Notes(result)
+    texts = [
+        absent_text(line, result.rows["ours"], table.columns["top5"], notes)
+        for line in (row, guarded)
+    ]
+    assert texts == ["", "not run (note 1)"]
 
 
 def test_expected_values_are_never_shown(paper):

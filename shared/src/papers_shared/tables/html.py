@@ -9,6 +9,7 @@ from papers_shared.tables.entries import Entry
 from papers_shared.tables.render import (
     LEGEND,
     Notes,
+    absent_text,
     lines_below,
     reported_text,
     state_text,
@@ -86,9 +87,8 @@ def _cell(row: Row, outcome: RowResult, column: Column, notes: Notes) -> dict[st
             "note": computed.note + (notes.mark(outcome) if recorded else ""),
             "details": _details(computed),
         }
-    elif (entries or not row.cells) and not outcome.cells:
-        badge = "not run" if outcome.state is State.SKIPPED else str(outcome.state)
-        cell |= {"state": outcome.state, "badge": badge + notes.mark(outcome)}
+    elif badge := absent_text(row, outcome, column, notes):
+        cell |= {"state": State.NEEDS if outcome.cells else outcome.state, "badge": badge}
     return cell
 
 

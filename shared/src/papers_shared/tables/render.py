@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SIDE_BY_SIDE = 2  # up to this many columns, reported and reproduced stand in columns of their own
 COLUMNS_A_BLOCK = 4  # a wider table is printed in blocks of at most so many columns
 PIPED_WIDTH = 100
-LABEL_WIDTH = 26
+LABEL_WIDTH, WIDE_LABEL = 26, 44
 STYLES = {
     State.EXACT: "green",
     State.SMALL: "cyan",
@@ -107,14 +107,18 @@ def cell_texts(
     reported = "\n".join(reported_text(entry, note=details) for entry in entries)
     if column.name in result.cells:
         return reported, reproduced_text(result, column, notes.mark(result), note=details)
-    # An empty cell of a row that was computed is explained by the row's note, if it has one.
-    if result.cells and (not reported or not result.message):
-        return reported, ""
-    if not reported and row.cells:
-        return reported, ""
-    state = State.NEEDS if result.cells else result.state
-    word = "not run" if state is State.SKIPPED else str(state)
-    return reported, word + notes.mark(result)
+    return reported, absent_text(row, result, column, notes)
+
+
+def absent_text(row: Row, result: RowResult, column: Column, notes: Notes) -> str:
+    """``needs (note 1)``, in the cells where something was to be had; else nothing."""
+    if result.cells:  # the row was computed: its note, if any, says why not this cell
+        wanted = result.message and row.cells.get(column.name, Cell()).reported
+        return f"needs{notes.mark(result)}" if wanted else ""
+    if row.cells and column.name not in row.cells:
+        return ""
+    word = "not run" if result.state is State.SKIPPED else str(result.state)
+    return word + notes.mark(result)
 
 
 def lines_below(result: TableResult) -> Iterator[Line]:
@@ -166,7 +170,7 @@ def print_table(table: ReportedTable, result: TableResult, console: Console) -> 
         shown = columns[start : start + block]
         grid = Table(show_lines=not beside, header_style="bold", box=box.ROUNDED)
         longest = max(len(row.label) for row in table.rows.values())
-        grid.add_column("", width=min(longest, LABEL_WIDTH))
+        grid.add_column("", width=min(longest, LABEL_WIDTH if len(shown) > 1 else WIDE_LABEL))
         for column in shown:
             heading = Text(column.heading)
             if beside:
