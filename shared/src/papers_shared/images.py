@@ -120,8 +120,9 @@ def _decode(path: Path) -> tuple[np.ndarray, int]:
     data = path.read_bytes()
     try:
         with Image.open(io.BytesIO(data)) as picture:
+            deep_colour = picture.mode in ("RGB", "RGBA", "LA") and _stored_bits(picture) == 16
             orientation = int(picture.getexif().get(0x0112, 1))
-            if picture.mode in ("RGB", "RGBA", "LA") and _stored_bits(picture) == 16:
+            if deep_colour:
                 return _decode_16bit_colour(data, path), orientation
             return _pixels(picture, path), orientation
     except UnidentifiedImageError:
@@ -153,7 +154,8 @@ def _pixels(picture: Image.Image, path: Path) -> np.ndarray:
 
 
 def _stored_bits(picture: Image.Image) -> int:
-    # Pillow's name for the file's own layout of pixels, e.g. "RGB;16B", stands in the tile.
+    # Pillow's name for the file's own layout of pixels, e.g. "RGB;16B", stands in the tile list,
+    # which loading (getexif does it for PNG) empties.
     layouts = [tile[3] for tile in getattr(picture, "tile", ())]
     return 16 if ";16" in str(layouts) else 8
 
