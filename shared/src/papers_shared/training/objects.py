@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,14 +121,14 @@ class Objects:
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(rest["scaler"])
 
-    def write_weights(self, output: Path, *, suffix: str = "", step: int) -> None:
+    def write_weights(self, output: Path, *, suffix: str, metadata: Mapping[str, str]) -> None:
         """The first model alone, and its average: model.safetensors, model_ema.safetensors."""
         weights = {"model": self.bare()[0]}
         if self.ema is not None:
             weights["model_ema"] = self.ema.model
         for name, model in weights.items():
             path = output / f"{name}{suffix}.safetensors"
-            save_state_dict(model.state_dict(), path, metadata={"step": str(step)})
+            save_state_dict(model.state_dict(), path, metadata=metadata)
 
 
 def _model_file(number: int) -> str:

@@ -51,6 +51,7 @@ class Run:
         save_every: steps between checkpoints.
         keep: how many checkpoints are kept.
         tensorboard: also log to ``output/tensorboard``.
+        metadata: written into the finished weight files, beside the step.
 
     Attributes:
         step: completed updates.
@@ -81,10 +82,12 @@ class Run:
         save_every: int = 1000,
         keep: int = 2,
         tensorboard: bool = False,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.output = Path(output)
         self._seed, self._accumulation = seed, gradient_accumulation
         self._ema_decay, self._tensorboard = ema_decay, tensorboard
+        self._metadata = dict(metadata or {})
         self._log_every, self._save_every, self._keep = log_every, save_every, keep
         self._config = files.plain(
             {**(config or {}), "seed": seed, "mixed_precision": mixed_precision}
@@ -344,8 +347,7 @@ class Run:
     def finish(self) -> Path:
         """Write ``model.safetensors`` and ``model_ema.safetensors``; returns the former's path."""
         self.accelerator.wait_for_everyone()
-        if self.is_main:
-            self._trained.write_weights(self.output, step=self.step)
+        self._write_weights()
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -364,8 +366,7 @@ class Run:
         if self._candidate is not None:
             if self._best is None or self._candidate > self._best["value"]:
                 self._best = {"step": self.step, "value": float(self._candidate)}
-                if self.is_main:
-                    self._trained.write_weights(self.output, suffix="_best", step=self.step)
+                self._write_weights("_best")
             self._candidate = None
         if self._save_asked or last or stop or self.step % self._save_every == 0:
             self._save_asked = False
@@ -426,6 +427,11 @@ class Run:
             files.complete(folder, keep=self._keep)
         self.accelerator.wait_for_everyone()
         self._checkpoint = folder
+
+    def _write_weights(self, suffix: str = "") -> None:
+        if self.is_main:
+            metadata = {**self._metadata, "step": str(self.step)}
+            self._trained.write_weights(self.output, suffix=suffix, metadata=metadata)
 
     def _save_nonfinite(self, loss: Tensor) -> None:
         folder = self.output / "nonfinite" / f"step_{self.step + 1:08d}"
