@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from papers_shared.checkpoints import load_state_dict, load_strict, save_state_dict
-from papers_shared.training.state import read_tensors, write_tensors
+from papers_shared.checkpoints import load_file, load_strict, save_state_dict
+from papers_shared.training.state import write_tensors
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -105,11 +105,11 @@ class Objects:
         """
         for number, model in enumerate(self.bare()):
             path = folder / _model_file(number)
-            load_strict(model, load_state_dict(path), what=str(path))
+            load_strict(model, load_file(path), what=str(path))
         if self.ema is not None:
             path = folder / "ema.safetensors"
-            load_strict(self.ema.model, load_state_dict(path), what=str(path))
-        rest = read_tensors(folder / "state.pt")
+            load_strict(self.ema.model, load_file(path), what=str(path))
+        rest = load_file(folder / "state.pt")
         for kind, things in (("optimizers", self.optimizers), ("schedulers", self.schedulers)):
             if len(rest[kind]) != len(things):
                 raise ValueError(

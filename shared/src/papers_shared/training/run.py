@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from papers_shared.checkpoints import load_file
 from papers_shared.training import state as files
 from papers_shared.training.loader import Loader, ResumableSampler, Transform
 from papers_shared.training.log import Averages, Log, Progress
@@ -89,16 +89,18 @@ class Run:
         self._ema_decay, self._tensorboard = ema_decay, tensorboard
         self._metadata = dict(metadata or {})
         self._log_every, self._save_every, self._keep = log_every, save_every, keep
-        self._config = files.plain(
-            {**(config or {}), "seed": seed, "mixed_precision": mixed_precision}
-            | {"ema_decay": ema_decay}
+        own = {"seed": seed, "mixed_precision": mixed_precision, "ema_decay": ema_decay}
+        self._config = files.plain({**(config or {}), **own})
+        self._checkpoint, self._facts = files.newest(
+            self.output, config=self._config, resume=resume
         )
-        self._checkpoint, self._facts = self._find_checkpoint(resume)
         self.accelerator = _accelerator(
             mixed_precision, gradient_accumulation, find_unused_parameters
         )
         if self._checkpoint is not None:
-            self._check_processes(self._checkpoint)
+            files.refuse_other_processes(
+                self._checkpoint, self._facts["processes"], self.accelerator.num_processes
+            )
         self.step: int = self._facts.get("step", 0)
         self.epoch = 0
         self.new_epoch = self.epoch_done = False
@@ -107,7 +109,6 @@ class Run:
         self._best: dict[str, float] | None = self._facts.get("best")
         self._candidate: float | None = None
         self._save_asked = False
-        self._saved_step = self.step if self._checkpoint else -1
         self._signals = Signals()
         self._log: Log | None = None
         self._progress: Progress | None = None
@@ -119,33 +120,6 @@ class Run:
         return self.accelerator.is_main_process
 
     # ---- before the loop
-
-    def _find_checkpoint(self, resume: bool) -> tuple[Path | None, dict[str, Any]]:
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise type(error)(
-                f"cannot write {self.output}: {error.strerror}; choose another output folder"
-            ) from None
-        found = files.checkpoints(self.output)
-        if not found:
-            return None, {}
-        if not resume:
-            raise FileExistsError(
-                f"{self.output} already holds checkpoints up to {found[-1].name}; choose another "
-                "output folder, or resume=True to go on from there"
-            )
-        facts = files.read_facts(found[-1])
-        files.refuse_differences(found[-1], facts["config"], self._config)
-        return found[-1], facts
-
-    def _check_processes(self, checkpoint: Path) -> None:
-        now = self.accelerator.num_processes
-        if (saved := self._facts["processes"]) != now:
-            raise ValueError(
-                f"{checkpoint} was written by {saved} processes and this run has {now}; start "
-                "as many, each goes on with its own random state"
-            )
 
     def loader(
         self,
@@ -278,7 +252,7 @@ class Run:
         self._loader_facts = loader.facts()
         if self._checkpoint is not None:
             files.refuse_differences(self._checkpoint, self._facts["loader"], self._loader_facts)
-            mine = files.read_tensors(self._checkpoint / f"process_{rank}.pt")
+            mine = load_file(self._checkpoint / f"process_{rank}.pt")
             self._averages.load(mine["averages"])
             set_random_state(mine["random"])
         else:
@@ -383,9 +357,7 @@ class Run:
 
     def _write_log(self) -> None:
         means = self._averages.take(self.accelerator)
-        if not means:
-            return
-        if self._log is not None and self._progress is not None:
+        if means and self._log is not None and self._progress is not None:
             self._log.write(self.step, self._epochs_done(), means)
             self._progress.show(means)
 
@@ -401,31 +373,22 @@ class Run:
 
     def _save(self) -> None:
         folder = files.checkpoint_folder(self.output, self.step)
-        partial = files.partial_folder(folder)
-        if self.is_main:
-            shutil.rmtree(partial, ignore_errors=True)  # of a process killed while saving
-            partial.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        files.write_tensors(
-            {"random": random_state(), "averages": self._averages.state()},
-            partial / f"process_{self.accelerator.process_index}.pt",
-        )
-        if self.is_main:
-            assert self._log is not None
-            self._trained.write(partial)
-            facts = {
-                "step": self.step,
-                "processes": self.accelerator.num_processes,
-                "best": self._best,
-                "log_bytes": self._log.size(),
-                "config": self._config,
-                "loader": self._loader_facts,
-            }
-            files.write_json(facts, partial / "run.json")
-        self.accelerator.wait_for_everyone()
-        if self.is_main:
-            files.complete(folder, keep=self._keep)
-        self.accelerator.wait_for_everyone()
+        with files.written_together(folder, self.accelerator, keep=self._keep) as partial:
+            files.write_tensors(
+                {"random": random_state(), "averages": self._averages.state()},
+                partial / f"process_{self.accelerator.process_index}.pt",
+            )
+            if self._log is not None:  # the main process
+                self._trained.write(partial)
+                facts = {
+                    "step": self.step,
+                    "processes": self.accelerator.num_processes,
+                    "best": self._best,
+                    "log_bytes": self._log.size(),
+                    "config": self._config,
+                    "loader": self._loader_facts,
+                }
+                files.write_json(facts, partial / "run.json")
         self._checkpoint = folder
 
     def _write_weights(self, suffix: str = "") -> None:
@@ -439,6 +402,8 @@ class Run:
         self._trained.write(folder)
         rank = self.accelerator.process_index
         torch.save({"batch": self._batch, "loss": loss.detach()}, folder / f"batch_{rank}.pt")
+        if self._progress is not None:
+            self._progress.close()
         what = "gradient" if torch.isfinite(loss.detach()).all() else f"loss ({loss.item()})"
         raise NonFiniteLoss(
             f"the {what} of step {self.step + 1} is not finite; its batch and the weights before "

@@ -9,17 +9,21 @@ checkpoints/step_00001000/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from papers_shared.checkpoints import atomic_path, load_file
+from papers_shared.checkpoints import atomic_path
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _FOLDER = re.compile(r"step_(\d{8,})")
 
@@ -44,6 +48,61 @@ def partial_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 
 
+def newest(
+    output: Path, *, config: Mapping[str, Any], resume: bool
+) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint to go on from and its ``run.json``; (None, {}) when there is none.
+
+    Args:
+        output: folder of the run, made if it does not exist.
+        config: this run's settings.
+        resume: False refuses a folder that holds checkpoints.
+
+    Raises:
+        ValueError: the checkpoint was made with other settings.
+        FileExistsError: there are checkpoints and ``resume`` is False.
+        OSError: the folder cannot be made.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            f"cannot write {output}: {error.strerror}; choose another output folder"
+        ) from None
+    found = checkpoints(output)
+    if not found:
+        return None, {}
+    if not resume:
+        raise FileExistsError(
+            f"{output} already holds checkpoints up to {found[-1].name}; choose another output "
+            "folder, or resume=True to go on from there"
+        )
+    facts = read_facts(found[-1])
+    refuse_differences(found[-1], facts["config"], config)
+    return found[-1], facts
+
+
+@contextlib.contextmanager
+def written_together(folder: Path, accelerator: Accelerator, *, keep: int) -> Iterator[Path]:
+    """A folder for all processes to write into; it gets its name when all of them are done.
+
+    Args:
+        folder: the checkpoint's name when it is complete.
+        accelerator: accelerate's.
+        keep: how many checkpoints stay.
+    """
+    partial = partial_folder(folder)
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)  # of a process killed while saving
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    yield partial
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        complete(folder, keep=keep)
+    accelerator.wait_for_everyone()
+
+
 def complete(folder: Path, *, keep: int) -> None:
     """Give a wholly written checkpoint its name and remove all but the newest ``keep``."""
     partial = partial_folder(folder)
@@ -61,6 +120,8 @@ def complete(folder: Path, *, keep: int) -> None:
 
 def _flush_to_disk(path: Path) -> None:
     # A rename that survives a power cut before the data it names would be a broken checkpoint.
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -102,11 +163,6 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder}/run.json is damaged; remove {folder} to go on") from None
 
 
-def read_tensors(path: Path) -> Any:
-    """What ``write_tensors`` wrote."""
-    return load_file(path)
-
-
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as JSON gives it back (tuples as lists, paths as strings)."""
     return json.loads(json.dumps(dict(config), default=str))
@@ -128,6 +184,19 @@ def refuse_differences(folder: Path, saved: Mapping[str, Any], now: Mapping[str,
         raise ValueError(
             f"{folder} was made with {', '.join(differing)}; choose another output folder, or "
             "the same settings to go on"
+        )
+
+
+def refuse_other_processes(folder: Path, saved: int, now: int) -> None:
+    """Compare the numbers of processes.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if saved != now:
+        raise ValueError(
+            f"{folder} was written by {saved} processes and this run has {now}; start as many, "
+            "each goes on with its own random state"
         )
 
 
