@@ -95,6 +95,7 @@ class TrainConfig:
     adaptive: bool = option(True, "learn the activation values (ablation)")
     nonlinearity: Literal["maxout", "hardtanh"] = option("maxout", "(ablation)")
     image_size: int = option(32, "CIFAR-10 averaged down to this size (small-scale runs)")
+    augment: bool = option(True, "flip and crop CIFAR's training pictures")
     limit: int | None = option(None, "only the first training pictures (small-scale runs)")
     test_limit: int | None = option(None, "only the first test pictures")
 

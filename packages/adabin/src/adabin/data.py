@@ -79,6 +79,11 @@ def flip_and_crop(sample: Sample, generator: torch.Generator) -> Sample:
     return normalise(image), label
 
 
+def normalise_only(sample: Sample, generator: torch.Generator) -> Sample:
+    """No augmentation: uint8 (3, S, S) and label -> normalised float32 and label."""
+    return normalise(sample[0]), sample[1]
+
+
 def imagenet_pictures(folder: Path, *, train: bool) -> Any:
     """A folder of class folders as a data set of normalised 224x224 pictures and class ids.
 

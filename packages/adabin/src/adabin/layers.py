@@ -122,7 +122,7 @@ def binarize_weight(
         t: sharpness of the estimator's tanh.
         k: its scale.
         weight_set: ``equalised`` is AdaBin's {mean - std, mean + std}; ``l1`` the usual
-            {-mean|w|, +mean|w|} with a threshold of zero, for comparison.
+            {-mean|w|, +mean|w|} with a threshold of zero (XNOR-Net's), for comparison.
 
     Returns:
         (O, I, kh, kw).
@@ -132,8 +132,7 @@ def binarize_weight(
     weight = _at_least_float32(weight)
     if weight_set == "equalised":
         return _EqualiseAndBinarizeWeight.apply(weight, t, k)
-    scale = _channel_mean(weight.abs())
-    return scale * _SignWithErrorDecay.apply(weight / scale, t, k)
+    return _channel_mean(weight.abs()) * _SignWithErrorDecay.apply(weight, t, k)
 
 
 def _channel_mean(x: Tensor) -> Tensor:

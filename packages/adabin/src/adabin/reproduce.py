@@ -227,6 +227,7 @@ def packed_equals_dense(context: Context) -> dict[str, Measured]:
 SMALL = {
     "num_blocks": [1, 1, 1],
     "image_size": 16,
+    "augment": False,
     "limit": 3000,
     "epochs": 6,
     "batch_size": 128,

@@ -29,7 +29,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Subset
 
 from adabin.config import TrainConfig
-from adabin.data import Pictures, average_down, flip_and_crop, imagenet_pictures
+from adabin.data import (
+    Pictures,
+    average_down,
+    flip_and_crop,
+    imagenet_pictures,
+    normalise_only,
+)
 from adabin.eval import Accuracy, evaluate_pictures, predict_logits
 from adabin.layers import set_gradient_schedule
 from adabin.model import Config, build
@@ -92,7 +98,8 @@ def cifar10_task(config: TrainConfig) -> Task:
         return Accuracy(int(right.sum()), len(right))
 
     pictures = Pictures(average_down(pictures, config.image_size), labels)
-    return Task(pictures, flip_and_crop, accuracy, drop_last=True)
+    view = flip_and_crop if config.augment else normalise_only
+    return Task(pictures, view, accuracy, drop_last=True)
 
 
 def imagenet_task(config: TrainConfig) -> Task:
