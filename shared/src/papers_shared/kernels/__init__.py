@@ -8,6 +8,12 @@ from papers_shared.kernels.binary_conv2d import (
     binary_conv2d,
     pack_weight,
 )
-from papers_shared.kernels.packed_binary_conv2d import PackedBinaryConv2d
+from papers_shared.kernels.packed_binary_conv2d import PackedBinaryConv2d, batch_norm_affine
 
-__all__ = ["PackedBinaryConv2d", "PackedBinaryWeight", "binary_conv2d", "pack_weight"]
+__all__ = [
+    "PackedBinaryConv2d",
+    "PackedBinaryWeight",
+    "batch_norm_affine",
+    "binary_conv2d",
+    "pack_weight",
+]

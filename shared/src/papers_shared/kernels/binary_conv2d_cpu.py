@@ -36,9 +36,12 @@ if TYPE_CHECKING:
     from papers_shared.kernels.binary_conv2d import Operands
 
 _BLOCK = 16  # output channels that the kernel computes together: kBlock in csrc
-# -ffp-contract=off: the paths and the reference round alike.  -fopenmp only compiles: the
-# library then finds torch's own OpenMP runtime, and its threads, already in the process.
-_FLAGS = ["-O3", "-ffp-contract=off"] + (["-fopenmp"] if sys.platform == "linux" else [])
+# -ffp-contract=off: the paths and the reference round alike.  -fno-tree-loop-...: short copies
+# stay loops, a call of memcpy costs more.  -fopenmp only compiles: the library then finds torch's
+# own OpenMP runtime, and its threads, in the process.
+_FLAGS = ["-O3", "-ffp-contract=off", "-fno-tree-loop-distribute-patterns"]
+if sys.platform == "linux":
+    _FLAGS.append("-fopenmp")
 
 
 class ExtensionError(RuntimeError):

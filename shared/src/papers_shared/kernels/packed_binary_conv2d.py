@@ -217,7 +217,7 @@ class PackedBinaryConv2d(nn.Module):
         )
 
 
-def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def batch_norm_affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Per-channel scale and shift of a batch norm in eval mode, float64.
 
     Raises:

@@ -270,72 +270,82 @@ PS_INLINE T slopes(T value, T positive, T negative) {
   return value * (value > 0 ? positive : negative);
 }
 
+// values[pixel][16] = (a S + b T) + e for `rows` output rows.
+template <typename T>
+PS_INLINE void combine(const Problem<T>& p, int64_t first, int64_t row, int64_t rows,
+                       const int32_t* __restrict sums, const int32_t* __restrict x,
+                       const int32_t* __restrict z, T* __restrict values) {
+  const int64_t width = p.shape.out_width, stride = p.shape.blocks() * kBlock;
+  T a[kBlock], b[kBlock];
+  int32_t total[kBlock];
+  for (int j = 0; j < kBlock; ++j)
+    a[j] = p.a[first + j], b[j] = p.b[first + j], total[j] = p.total[first + j];
+  for (int64_t y = row; y < row + rows; ++y) {
+    const int64_t row_group = p.row_class[y] * p.column_classes;
+    for (int64_t c = 0; c < width; ++c, x += kBlock, values += kBlock) {
+      const int64_t group = (row_group + p.column_class[c]) * stride + first;
+      const int32_t* __restrict base = p.base + group;
+      const T* __restrict e = p.e + group;
+      const T t = static_cast<T>(sums[y * width + c]);
+      int32_t s[kBlock];
+      for (int j = 0; j < kBlock; ++j) s[j] = base[j] - 2 * x[j];
+      if (z) {
+        for (int j = 0; j < kBlock; ++j) s[j] += total[j] - z[j];
+        z += kBlock;
+      }
+      for (int j = 0; j < kBlock; ++j) values[j] = (a[j] * static_cast<T>(s[j]) + b[j] * t) + e[j];
+    }
+  }
+}
+
+// Residual, slopes and the store of n <= 16 values; the slopes advance by `step` a value.
+template <typename T>
+PS_INLINE void store(T* __restrict v, int n, const T* __restrict residual,
+                     const T* __restrict positive, const T* __restrict negative, int step,
+                     T* __restrict output) {
+  if (residual)
+    for (int j = 0; j < n; ++j) v[j] += residual[j];
+  if (positive)
+    for (int j = 0; j < n; ++j) v[j] = slopes(v[j], positive[j * step], negative[j * step]);
+  for (int j = 0; j < n; ++j) output[j] = v[j];
+}
+
 // Integers of `rows` output rows and 16 output channels -> the output tensor.
 template <typename T, typename Transpose>
 PS_INLINE void finish(const Problem<T>& p, int64_t image, int64_t block, int64_t row,
                       int64_t rows, const int32_t* sums, const int32_t* x, const int32_t* z,
                       T* values) {
   const Geometry& g = p.shape;
-  const int64_t first = block * kBlock, stride = g.blocks() * kBlock;
+  const int64_t first = block * kBlock;
+  combine(p, first, row, rows, sums, x, z, values);
+
   const int64_t pixels = rows * g.out_width, begin = row * g.out_width;
+  const int64_t plane = g.out_height * g.out_width, offset = image * g.out_channels * plane;
   const int lanes = static_cast<int>(std::min<int64_t>(kBlock, g.out_channels - first));
-  const T *a = p.a + first, *b = p.b + first;
-  for (int64_t i = 0; i < pixels; ++i) {
-    const int64_t y = i / g.out_width;
-    const int64_t group =
-        p.row_class[row + y] * p.column_classes + p.column_class[i - y * g.out_width];
-    const int32_t* base = p.base + group * stride + first;
-    const T* e = p.e + group * stride + first;
-    const T t = static_cast<T>(sums[begin + i]);
-    int32_t s[kBlock];
-    for (int j = 0; j < kBlock; ++j) s[j] = base[j] - 2 * x[i * kBlock + j];
-    if (z)
-      for (int j = 0; j < kBlock; ++j) s[j] += p.total[first + j] - z[i * kBlock + j];
-    for (int j = 0; j < kBlock; ++j)
-      values[i * kBlock + j] = (a[j] * static_cast<T>(s[j]) + b[j] * t) + e[j];
-  }
-  const int64_t image_size = g.out_channels * g.out_height * g.out_width;
-  T* output = p.output + image * image_size;
-  const T* residual = p.residual ? p.residual + image * image_size : nullptr;
+  const T* positive = p.positive_slope ? p.positive_slope + first : nullptr;
+  const T* negative = p.positive_slope ? p.negative_slope + first : nullptr;
+  // The count is a constant where the block is full: the compiler then keeps it in registers.
   if (p.channels_last) {
-    T positive[kBlock] = {}, negative[kBlock] = {};
-    if (p.positive_slope) {
-      std::copy_n(p.positive_slope + first, lanes, positive);
-      std::copy_n(p.negative_slope + first, lanes, negative);
-    }
     for (int64_t i = 0; i < pixels; ++i) {
-      T v[kBlock];
-      const int64_t place = (begin + i) * g.out_channels + first;
-      for (int j = 0; j < kBlock; ++j) v[j] = values[i * kBlock + j];
-      if (lanes == kBlock) {
-        if (residual)
-          for (int j = 0; j < kBlock; ++j) v[j] += residual[place + j];
-        if (p.positive_slope)
-          for (int j = 0; j < kBlock; ++j) v[j] = slopes(v[j], positive[j], negative[j]);
-        for (int j = 0; j < kBlock; ++j) output[place + j] = v[j];
-      } else {
-        for (int j = 0; j < lanes; ++j) {
-          if (residual) v[j] += residual[place + j];
-          output[place + j] = p.positive_slope ? slopes(v[j], positive[j], negative[j]) : v[j];
-        }
-      }
+      const int64_t place = offset + (begin + i) * g.out_channels + first;
+      const T* residual = p.residual ? p.residual + place : nullptr;
+      T* v = values + i * kBlock;
+      if (lanes == kBlock) store(v, kBlock, residual, positive, negative, 1, p.output + place);
+      else store(v, lanes, residual, positive, negative, 1, p.output + place);
     }
     return;
   }
   T turned[kBlock * kBlock];
   for (int64_t i = 0; i < pixels; i += kBlock) { // values has room for whole blocks
     Transpose::run(values + i * kBlock, turned);
-    const int64_t n = std::min<int64_t>(kBlock, pixels - i);
+    const int n = static_cast<int>(std::min<int64_t>(kBlock, pixels - i));
     for (int j = 0; j < lanes; ++j) {
-      const int64_t place = (first + j) * g.out_height * g.out_width + begin + i;
+      const int64_t place = offset + (first + j) * plane + begin + i;
+      const T* residual = p.residual ? p.residual + place : nullptr;
+      const T *up = positive ? positive + j : nullptr, *down = negative ? negative + j : nullptr;
       T* v = turned + j * kBlock;
-      if (residual)
-        for (int64_t k = 0; k < n; ++k) v[k] += residual[place + k];
-      if (p.positive_slope) {
-        const T positive = p.positive_slope[first + j], negative = p.negative_slope[first + j];
-        for (int k = 0; k < kBlock; ++k) v[k] = slopes(v[k], positive, negative);
-      }
-      for (int64_t k = 0; k < n; ++k) output[place + k] = v[k];
+      if (n == kBlock) store(v, kBlock, residual, up, down, 0, p.output + place);
+      else store(v, n, residual, up, down, 0, p.output + place);
     }
   }
 }
@@ -420,7 +430,7 @@ void convolve_image(const Problem<T>& problem, const Path<T>& path, const Runs& 
 
   const int64_t words = g.words(), filter = kBlock * g.kernel_h * g.kernel_w * words;
   const int64_t tiles = (g.out_width + kMaxPixels - 1) / kMaxPixels;
-  const int64_t rows = std::min(g.out_height, std::max<int64_t>(1, 96 / g.out_width));
+  const int64_t rows = std::min(g.out_height, std::max<int64_t>(1, 112 / g.out_width));
   const int64_t parts = (g.out_height + rows - 1) / rows;
   parallel(g.blocks() * parts, 1, [&](int64_t begin, int64_t end) {
     const int64_t room = (rows * g.out_width + kBlock) * kBlock;
