@@ -15,6 +15,7 @@ from torch import nn
 
 from papers_shared.checkpoints import load_state_dict
 from papers_shared.training import EMA, NonFiniteLoss, ResumableSampler, Run, seed_from
+from papers_shared.training.log import Progress
 
 sys.path.insert(0, str(Path(__file__).parent / "scripts"))
 toy = importlib.import_module("toy_training")
@@ -297,6 +298,34 @@ def test_bf16_trains_float32_weights_and_resumes(tmp_path):
         AcceleratorState._reset_state(reset_partial_state=True)
     assert equal(weights, resumed)
     assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+def test_several_networks_are_saved_and_restored_in_their_order(tmp_path):
+    def networks(until):
+        run = Run(tmp_path, seed=0)
+        generator, critic = nn.Linear(1, 1), nn.Linear(1, 2)
+        steps = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (generator, critic)]
+        generator, critic, *steps = run.prepare(generator, critic, *steps)
+        for _ in run.steps(run.loader(range(8), batch_size=2), until):
+            with run.accumulate():
+                run.backward(critic(generator(torch.rand(4, 1))).sum())
+                for optimizer in steps:
+                    optimizer.step()
+                    optimizer.zero_grad()
+        return [net.state_dict() for net in (generator, critic)]
+
+    trained = networks(3)
+    assert (tmp_path / "checkpoints/step_00000003/model_1.safetensors").is_file()
+    assert all(equal(a, b) for a, b in zip(networks(3), trained, strict=True))
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(capsys):
+    often = Progress(0, 10, interval=0.0)
+    often.show({"loss": 0.12345})
+    often.update(4, 0.5)
+    assert capsys.readouterr().err.startswith("step 4/10  epoch 0.5  loss 0.1235  ")
+    Progress(0, 10, interval=60.0).update(4, 0.5)
+    assert capsys.readouterr().err == ""
 
 
 def test_state_that_cannot_be_loaded_safely_is_not_written(tmp_path):
