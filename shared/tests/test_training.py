@@ -125,6 +125,25 @@ def test_loading_leaves_the_global_generators_alone_and_workers_change_nothing(t
     assert not torch.equal(alone[0], alone[4])
 
 
+def test_every_sample_is_augmented_anew_in_every_epoch(tmp_path):
+    class Drawing:
+        """A data set that draws from the global generators."""
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, index):
+            return random.random(), np.random.rand(), torch.rand(()).item()
+
+    run = Run(tmp_path, seed=3)
+    loader = run.loader(
+        Drawing(), batch_size=2, transform=lambda s, g: (*s, torch.rand((), generator=g).item())
+    )
+    three_epochs = [torch.stack(batch) for batch in loader.batches(0, 9)]
+    for draws in torch.cat(three_epochs, dim=1):
+        assert len(set(draws.tolist())) == 18
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_bit_for_bit(
     tmp_path, whole, number, status, capsys

@@ -61,7 +61,7 @@ def newest(
     Raises:
         ValueError: the checkpoint was made with other settings.
         FileExistsError: there are checkpoints and ``resume`` is False.
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be made or written to.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -69,6 +69,8 @@ def newest(
         raise type(error)(
             f"cannot write {output}: {error.strerror}; choose another output folder"
         ) from None
+    if not os.access(output, os.W_OK):
+        raise PermissionError(f"cannot write {output}: it is read-only; choose another folder")
     found = checkpoints(output)
     if not found:
         return None, {}
