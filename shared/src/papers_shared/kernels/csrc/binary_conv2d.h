@@ -20,6 +20,8 @@
 
 namespace packed {
 
+constexpr int kPackPixels = 256; // input pixels packed together
+
 enum class Test { above, below, equal };
 
 // What one call computes.  Rows of a, b, e, base, total are padded to whole blocks of 16.
@@ -60,97 +62,107 @@ PS_INLINE bool passes(T value, T threshold, Test test) {
                                : !(value < threshold || value > threshold); // NaN as well
 }
 
-// The bits of 16 neighbouring pixels for up to 64 channels; true where one is at the threshold.
+// Adds the bits of one channel to the words of neighbouring pixels: bit `channel` of each word.
+// Returns whether a value is at the threshold.
 template <typename T>
-PS_INLINE bool planar_bits(const T* first, int64_t stride, int channels, int pixels, T threshold,
-                           Test test, uint64_t* word) {
+PS_INLINE bool plane_bits(const T* values, int pixels, int channel, T threshold, Test test,
+                          uint64_t* word) {
   uint64_t at = 0;
-  for (int c = 0; c < channels; ++c, first += stride)
-    for (int i = 0; i < pixels; ++i) {
-      word[i] |= static_cast<uint64_t>(passes(first[i], threshold, test)) << c;
-      at |= static_cast<uint64_t>(passes(first[i], threshold, Test::equal));
-    }
-  return at != 0;
-}
-
-// The same where the channels of a pixel lie together.
-template <typename T>
-PS_INLINE bool interleaved_bits(const T* first, int64_t stride, int channels, int pixels,
-                                T threshold, Test test, uint64_t* word) {
-  uint64_t at = 0;
-  for (int i = 0; i < pixels; ++i, first += stride) {
-    uint64_t bits = 0;
-    for (int c = 0; c < channels; ++c) {
-      bits |= static_cast<uint64_t>(passes(first[c], threshold, test)) << c;
-      at |= static_cast<uint64_t>(passes(first[c], threshold, Test::equal));
-    }
-    word[i] = bits;
+  for (int i = 0; i < pixels; ++i) {
+    word[i] |= static_cast<uint64_t>(passes(values[i], threshold, test)) << channel;
+    at |= static_cast<uint64_t>(passes(values[i], threshold, Test::equal));
   }
   return at != 0;
 }
 
+// Adds the bits of up to 64 channels of one pixel.
 template <typename T>
-struct PlainBits { // whole blocks: 16 pixels, and 64 channels where they lie together
-  static PS_INLINE bool planar(const T* first, int64_t stride, int channels, T threshold,
-                               Test test, uint64_t* word) {
-    return planar_bits(first, stride, channels, kBlock, threshold, test, word);
+PS_INLINE bool pixel_bits(const T* values, int channels, T threshold, Test test, uint64_t* word) {
+  uint64_t bits = 0, at = 0;
+  for (int c = 0; c < channels; ++c) {
+    bits |= static_cast<uint64_t>(passes(values[c], threshold, test)) << c;
+    at |= static_cast<uint64_t>(passes(values[c], threshold, Test::equal));
   }
-  static PS_INLINE bool interleaved(const T* first, int64_t stride, int pixels, T threshold,
-                                    Test test, uint64_t* word) {
-    return interleaved_bits(first, stride, 64, pixels, threshold, test, word);
+  *word = bits;
+  return at != 0;
+}
+
+// planar: values[channel * stride + pixel]; interleaved: values[pixel * stride + channel].
+// Both walk through memory in its order.  `word` starts as zeros.
+template <typename T>
+struct PlainBits {
+  static PS_INLINE bool planar(const T* values, int64_t stride, int channels, int pixels,
+                               T threshold, Test test, uint64_t* word) {
+    bool at = false;
+    for (int c = 0; c < channels; ++c)
+      at |= plane_bits(values + c * stride, pixels, c, threshold, test, word);
+    return at;
+  }
+  static PS_INLINE bool interleaved(const T* values, int64_t stride, int channels, int pixels,
+                                    T threshold, Test test, uint64_t* word) {
+    bool at = false;
+    for (int i = 0; i < pixels; ++i)
+      at |= pixel_bits(values + i * stride, channels, threshold, test, word + i);
+    return at;
   }
 };
 
 #if defined(__x86_64__)
 struct Avx512Bits { // 16 floats a comparison
   template <int predicate>
-  PS_AVX512 static bool planar_as(const float* first, int64_t stride, int channels,
+  PS_AVX512 static bool planar_as(const float* values, int64_t stride, int channels, int pixels,
                                   float threshold, uint64_t* word) {
     const __m512 limit = _mm512_set1_ps(threshold);
-    __m512i low = _mm512_setzero_si512(), high = low, bit = _mm512_set1_epi64(1);
+    __m512i bit = _mm512_set1_epi64(1);
     __mmask16 at = 0;
-    for (int c = 0; c < channels; ++c, first += stride) {
-      const __m512 x = _mm512_loadu_ps(first);
-      const __mmask16 mask = _mm512_cmp_ps_mask(x, limit, predicate);
-      at |= _mm512_cmp_ps_mask(x, limit, _CMP_EQ_UQ);
-      low = _mm512_mask_or_epi64(low, static_cast<__mmask8>(mask), low, bit);
-      high = _mm512_mask_or_epi64(high, static_cast<__mmask8>(mask >> 8), high, bit);
+    for (int c = 0; c < channels; ++c, values += stride) {
+      for (int i = 0; i < pixels; i += 16) {
+        const int left = pixels - i;
+        const __mmask16 valid = left >= 16 ? 0xffff : static_cast<__mmask16>((1 << left) - 1);
+        const __m512 x = _mm512_maskz_loadu_ps(valid, values + i);
+        const __mmask16 mask = _mm512_mask_cmp_ps_mask(valid, x, limit, predicate);
+        at |= _mm512_mask_cmp_ps_mask(valid, x, limit, _CMP_EQ_UQ);
+        const __m512i low = _mm512_loadu_si512(word + i), high = _mm512_loadu_si512(word + i + 8);
+        const auto m0 = static_cast<__mmask8>(mask), m1 = static_cast<__mmask8>(mask >> 8);
+        _mm512_storeu_si512(word + i, _mm512_mask_or_epi64(low, m0, low, bit));
+        _mm512_storeu_si512(word + i + 8, _mm512_mask_or_epi64(high, m1, high, bit));
+      }
       bit = _mm512_add_epi64(bit, bit);
     }
-    _mm512_storeu_si512(word, low);
-    _mm512_storeu_si512(word + 8, high);
     return at != 0;
   }
   template <int predicate>
-  PS_AVX512 static bool interleaved_as(const float* first, int64_t stride, int pixels,
-                                       float threshold, uint64_t* word) {
+  PS_AVX512 static bool interleaved_as(const float* values, int64_t stride, int channels,
+                                       int pixels, float threshold, uint64_t* word) {
     const __m512 limit = _mm512_set1_ps(threshold);
     __mmask16 at = 0;
-    for (int i = 0; i < pixels; ++i, first += stride) {
+    for (int i = 0; i < pixels; ++i, values += stride) {
       uint64_t bits = 0;
-#pragma GCC unroll 4
-      for (int part = 0; part < 4; ++part) {
-        const __m512 x = _mm512_loadu_ps(first + 16 * part);
-        at |= _mm512_cmp_ps_mask(x, limit, _CMP_EQ_UQ);
-        bits |= static_cast<uint64_t>(_mm512_cmp_ps_mask(x, limit, predicate)) << (16 * part);
+      for (int c = 0; c < channels; c += 16) {
+        const int left = channels - c;
+        const __mmask16 valid = left >= 16 ? 0xffff : static_cast<__mmask16>((1 << left) - 1);
+        const __m512 x = _mm512_maskz_loadu_ps(valid, values + c);
+        at |= _mm512_mask_cmp_ps_mask(valid, x, limit, _CMP_EQ_UQ);
+        const uint64_t mask = _mm512_mask_cmp_ps_mask(valid, x, limit, predicate);
+        bits |= mask << c;
       }
       word[i] = bits;
     }
     return at != 0;
   }
-  static bool planar(const float* first, int64_t stride, int channels, float threshold, Test test,
-                     uint64_t* word) {
+  static bool planar(const float* values, int64_t stride, int channels, int pixels,
+                     float threshold, Test test, uint64_t* word) {
     const auto run = test == Test::above   ? planar_as<_CMP_GT_OQ>
                      : test == Test::below ? planar_as<_CMP_LT_OQ>
                                            : planar_as<_CMP_EQ_UQ>;
-    return run(first, stride, channels, threshold, word);
+    return run(values, stride, channels, pixels, threshold, word);
   }
-  static bool interleaved(const float* first, int64_t stride, int pixels, float threshold,
-                          Test test, uint64_t* word) {
+  static bool interleaved(const float* values, int64_t stride, int channels, int pixels,
+                          float threshold, Test test, uint64_t* word) {
     const auto run = test == Test::above   ? interleaved_as<_CMP_GT_OQ>
                      : test == Test::below ? interleaved_as<_CMP_LT_OQ>
                                            : interleaved_as<_CMP_EQ_UQ>;
-    return run(first, stride, pixels, threshold, word);
+    return run(values, stride, channels, pixels, threshold, word);
   }
 };
 #endif
@@ -162,38 +174,31 @@ PS_INLINE bool pack(const Problem<T>& problem, const T* image, Test test, int64_
                     int64_t end, uint64_t* bits, int32_t* counts) {
   const Geometry& g = problem.shape;
   const int64_t words = g.words(), pixels = g.height * g.width;
-  const T limit = problem.threshold;
   bool at = false;
-  for (int64_t p = begin; p < end; p += kBlock) {
-    const int n = static_cast<int>(std::min<int64_t>(kBlock, end - p));
-    int64_t place[kBlock];
+  for (int64_t p = begin; p < end; p += kPackPixels) {
+    const int n = static_cast<int>(std::min<int64_t>(kPackPixels, end - p));
+    int64_t place[kPackPixels];
+    int32_t count[kPackPixels] = {};
+    int64_t row = p / g.width, column = p - row * g.width;
     for (int i = 0; i < n; ++i) {
-      const int64_t row = (p + i) / g.width, column = (p + i) - row * g.width;
       place[i] = (row + g.pad_h) * g.padded_width() + column + g.pad_w;
+      if (++column == g.width) column = 0, ++row;
     }
-    int32_t count[kBlock] = {};
     for (int64_t w = 0; w < words; ++w) {
       const int channels = static_cast<int>(std::min<int64_t>(64, g.channels - 64 * w));
-      uint64_t word[kBlock] = {};
-      if (problem.channels_last) {
-        const T* first = image + p * g.channels + 64 * w;
-        at |= channels == 64
-                  ? Bits::interleaved(first, g.channels, n, limit, test, word)
-                  : interleaved_bits(first, g.channels, channels, n, limit, test, word);
-      } else {
-        const T* first = image + 64 * w * pixels + p;
-        at |= n == kBlock ? Bits::planar(first, pixels, channels, limit, test, word)
-                          : planar_bits(first, pixels, channels, n, limit, test, word);
-      }
+      uint64_t word[kPackPixels] = {};
+      at |= problem.channels_last
+                ? Bits::interleaved(image + p * g.channels + 64 * w, g.channels, channels, n,
+                                    problem.threshold, test, word)
+                : Bits::planar(image + 64 * w * pixels + p, pixels, channels, n,
+                               problem.threshold, test, word);
       for (int i = 0; i < n; ++i) {
         bits[place[i] * words + w] = word[i];
         count[i] += __builtin_popcountll(word[i]);
       }
     }
-    for (int i = 0; i < n; ++i) {
-      if (test == Test::equal) counts[place[i]] += count[i];
-      else counts[place[i]] = 2 * count[i];
-    }
+    for (int i = 0; i < n; ++i)
+      counts[place[i]] = test == Test::equal ? counts[place[i]] + count[i] : 2 * count[i];
   }
   return at;
 }
@@ -417,7 +422,7 @@ void convolve_image(const Problem<T>& problem, const Path<T>& path, const Runs& 
 
   std::atomic<bool> at_threshold{false};
   const Test test = problem.flipped ? Test::below : Test::above;
-  const int64_t pack_grain = std::max<int64_t>(kBlock, 65536 / g.channels / kBlock * kBlock);
+  const int64_t pack_grain = std::max<int64_t>(16, 65536 / g.channels / 16 * 16);
   parallel(pixels, pack_grain, [&](int64_t begin, int64_t end) {
     if (path.pack(problem, input, test, begin, end, work.bits.data(), work.counts.data()))
       at_threshold = true;
@@ -439,6 +444,9 @@ void convolve_image(const Problem<T>& problem, const Path<T>& path, const Runs& 
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / parts, row = task % parts * rows;
       const int64_t count = std::min(rows, g.out_height - row);
+      const uint64_t* weight = problem.weight + block * filter;
+      if (row == 0 && block + 1 < g.blocks()) // the next block's weights, 64 bytes a line
+        for (int64_t i = 0; i < filter; i += 8) __builtin_prefetch(weight + filter + i, 0, 2);
       for (int64_t y = 0; y < count; ++y)
         for (int64_t tile = 0; tile < tiles; ++tile) {
           const int64_t first = tile * g.out_width / tiles;
@@ -446,7 +454,6 @@ void convolve_image(const Problem<T>& problem, const Path<T>& path, const Runs& 
           const int64_t place =
               ((row + y) * g.stride_h * g.padded_width() + first * g.stride_w) * words;
           const int64_t out = (y * g.out_width + first) * kBlock;
-          const uint64_t* weight = problem.weight + block * filter;
           path.tile(work.bits.data() + place, g.stride_w * words, runs, weight, n, &x[out]);
           if (at_threshold)
             path.tile(work.marks.data() + place, g.stride_w * words, runs, weight, n, &z[out]);

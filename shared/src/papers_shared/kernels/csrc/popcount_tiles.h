@@ -144,6 +144,24 @@ inline void tile_avx512(const uint64_t* activation, int64_t pixel_step, const Ru
   }
 }
 
+// XOR, popcount and add on registers alone, 14 x 512 bits a round: the limit of the machine.
+PS_AVX512 inline int64_t popcount_only_avx512(int64_t rounds) {
+  const __m512i w = _mm512_set1_epi64(0x0ff05a5a3c3c1234);
+  __m512i sums[14];
+#pragma GCC unroll 14
+  for (int i = 0; i < 14; ++i) sums[i] = _mm512_set1_epi64(i);
+  for (int64_t r = 0; r < rounds; ++r)
+#pragma GCC unroll 14
+    for (int i = 0; i < 14; ++i) {
+      __m512i x = _mm512_xor_si512(w, sums[i]);
+      asm volatile("" : "+v"(x)); // keeps the compiler from merging the operations
+      sums[i] = _mm512_add_epi64(sums[i], _mm512_popcnt_epi64(x));
+    }
+  int64_t total = 0;
+  for (int i = 0; i < 14; ++i) total += _mm512_reduce_add_epi64(sums[i]);
+  return total;
+}
+
 // ------------------------------------------------------------------------------ x86: AVX2
 
 // The popcount of a nibble is a table look-up (vpshufb); counts gather in bytes and are summed
