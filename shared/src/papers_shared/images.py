@@ -6,15 +6,15 @@ OpenCV (``pip install opencv-python-headless``), and without it they are refused
 
 from __future__ import annotations
 
-import contextlib
 import io
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from papers_shared.checkpoints import atomic_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -77,19 +77,8 @@ def write_image(image: Tensor, path: Path | str, *, bits: int = 8, quality: int 
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a folder; create it to write {path.name}")
     data = _encode(array, path, quality)
-    # Through a temporary file in the same folder: a rename within a folder is atomic.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with atomic_path(path) as temporary:
         temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(
-            f"cannot write {path.name} into {path.parent} ({error.strerror}); choose a folder "
-            f"that you may write to"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def list_images(folder: Path | str, *, recursive: bool = False) -> list[Path]:

@@ -90,14 +90,14 @@ def cifar10_task(config: TrainConfig) -> Task:
     """CIFAR-10, flipped and cropped; tested on all test pictures (or the first ``test_limit``)."""
     train = load_cifar10("train", path=config.data_path)
     test = load_cifar10("test", path=config.data_path)
-    pictures, labels = (t[: config.limit] for t in (train.images, train.labels))
+    images, labels = train.images[: config.limit], train.labels[: config.limit]
+    pictures = Pictures(average_down(images, config.image_size), labels)
     test_images = average_down(test.images[: config.test_limit], config.image_size)
 
     def accuracy(model: nn.Module) -> Accuracy:
         right = predict_logits(model, test_images).argmax(1) == test.labels[: len(test_images)]
         return Accuracy(int(right.sum()), len(right))
 
-    pictures = Pictures(average_down(pictures, config.image_size), labels)
     view = flip_and_crop if config.augment else normalise_only
     return Task(pictures, view, accuracy, drop_last=True)
 
@@ -191,6 +191,8 @@ def train(config: TrainConfig) -> Result:
         log_every=config.log_every,
         save_every=config.save_every,
         tensorboard=config.tensorboard,
+        # bn3 and nonlinear2 of the ImageNet networks are never used.
+        find_unused_parameters=imagenet,
     )
     model = build(network)
     if config.init is not None:

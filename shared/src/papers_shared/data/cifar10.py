@@ -100,7 +100,7 @@ class _ArraysOnly(pickle.Unpickler):
         if module.partition(".")[0] != "numpy" or name not in self.allowed:
             raise ValueError(f"a CIFAR-10 batch asks for {module}.{name}; the archive is not used")
         if name == "_reconstruct":
-            from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
+            from numpy._core.multiarray import _reconstruct
 
             return _reconstruct
         return getattr(np, name)
