@@ -54,3 +54,11 @@ def test_every_job_that_fits_into_the_sample_gets_its_day():
 def test_a_job_that_cannot_run_takes_nothing_of_the_budget():
     jobs = {"blocked": 50.0, "other": 60.0}
     assert choose(jobs, 60, day=DAY, runnable=lambda job: job != "blocked") == {"other"}
+
+
+def test_a_table_s_name_stands_for_its_parts_too():
+    from papers_shared.tables.entries import belongs
+
+    assert belongs("table5_sets", ["table5"])
+    assert belongs("table5", ["table5"])
+    assert not belongs("table50", ["table5"])

@@ -50,7 +50,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--paper", nargs="+", action="extend", default=[], metavar="P", help="only these papers"
     )
     which.add_argument(
-        "--table", nargs="+", action="extend", default=[], metavar="T", help="only these tables"
+        "--table",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="T",
+        help="only these tables (table5: its parts too)",
     )
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument("--out", type=Path, help="output folder (default: the workspace's results/)")

@@ -96,9 +96,14 @@ def load_entries(names: Sequence[str] = (), tables: Sequence[str] = ()) -> list[
         entries.append(Entry(name, module, reported))
     known = [table for entry in entries for table in entry.reported.tables]
     for table in tables:
-        if table not in known:
+        if not any(belongs(name, [table]) for name in known):
             raise ValueError(f"no table is called {table!r}; {schema.nearest(table, known)}")
     return entries
+
+
+def belongs(table: str, wanted: Sequence[str]) -> bool:
+    """Whether a table is wanted: by its name, or as a part (``table5`` names ``table5_sets``)."""
+    return any(table == name or table.startswith(f"{name}_") for name in wanted)
 
 
 def with_recipes(entry: Entry) -> Entry:

@@ -17,7 +17,7 @@ from papers_shared import assets
 from papers_shared.tables import budget as budgets
 from papers_shared.tables import provenance
 from papers_shared.tables.claims import judge_claims
-from papers_shared.tables.entries import Entry, how_to_run
+from papers_shared.tables.entries import Entry, belongs, how_to_run
 from papers_shared.tables.recipe import Context, Needs, Recipe
 from papers_shared.tables.render import number
 from papers_shared.tables.reproduced import (
@@ -74,7 +74,7 @@ def reproduce(
     Args:
         entries: the papers, with their recipes.
         budget: seconds in all.
-        tables: names of the tables wanted; none means all.
+        tables: names of the tables wanted, ``table5`` with all its parts; none means all.
         seed: handed to every recipe.
         device: handed to every recipe, as torch names it.
         record: whether rows that were computed and passed are committed to the package.
@@ -85,7 +85,7 @@ def reproduce(
         Job(entry.name, table, row): (entry, recipe)
         for entry in entries
         for table in entry.reported.tables
-        if not tables or table in tables
+        if not tables or belongs(table, tables)
         for row, recipe in entry.recipes(table).items()
     }
     found: dict[Job, Mapping[str, assets.Resolved]] = {}
@@ -116,7 +116,7 @@ def reproduce(
 
     for entry in entries:
         for name, table in entry.reported.tables.items():
-            if tables and name not in tables:
+            if tables and not belongs(name, tables):
                 continue
             committed = entry.committed(name)
             rows, failures = {}, []

@@ -27,7 +27,8 @@ def summary_markdown(papers: Iterable[tuple[Entry, Results]]) -> str:
         reported = "<br>".join(escape(f"{what}: {left}") for what, left, _ in pairs)
         reproduced = [escape(f"{right}") for _, _, right in pairs]
         reproduced += [escape(text) for text in claims_text(results)]
-        name = f"[{entry.name}](packages/{entry.name}) {escape(entry.reported.title)}"
+        folder = "shared" if entry.module == "papers_shared" else f"packages/{entry.name}"
+        name = f"[{entry.name}]({folder}) {escape(entry.reported.title)}"
         claim = escape(entry.reported.claim)
         lines.append(f"| {name} | {claim} | {reported} | {'<br>'.join(reproduced)} |")
     return "\n".join(lines) + "\n"
