@@ -203,6 +203,10 @@ def test_wrong_arguments_are_refused_by_name():
         binary_conv2d(x[:, :, :1], weight, **{**settings, "padding": 0})
     with pytest.raises(ValueError, match=r"stride=\(0, 0\)"):
         binary_conv2d(x, weight, **settings, stride=0)
+    with pytest.raises(ValueError, match=r"bias of shape \(19,\)"):
+        binary_conv2d(x, weight, **settings, bias=torch.zeros(19))
+    with pytest.raises(ValueError, match=r"slopes of shape \(1,\)"):
+        binary_conv2d(x, weight, **settings, slopes=(torch.zeros(20), torch.zeros(1)))
     with pytest.raises(ValueError, match="expected auto, reference"):
         binary_conv2d(x, weight, **settings, backend="fast")
 
@@ -339,6 +343,7 @@ def test_the_triton_kernels_compile_for_a_gpu_and_count_bits_in_hardware(monkeyp
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("TRITON_INTERPRET=1 replaces the compiler")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
     from triton.backends.compiler import GPUTarget
 
     from papers_shared.kernels import binary_conv2d_triton as module

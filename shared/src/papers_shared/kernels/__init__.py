@@ -3,12 +3,9 @@
 Nothing is compiled on import; a C++ extension is built when a CPU backend first runs.
 """
 
-from papers_shared.kernels.binary_conv2d import (
-    PackedBinaryWeight,
-    binary_conv2d,
-    pack_weight,
-)
+from papers_shared.kernels.binary_conv2d import binary_conv2d
 from papers_shared.kernels.packed_binary_conv2d import PackedBinaryConv2d, batch_norm_affine
+from papers_shared.kernels.packed_binary_weight import PackedBinaryWeight, pack_weight
 
 __all__ = [
     "PackedBinaryConv2d",

@@ -3,7 +3,8 @@
 ``csrc/`` is compiled once by ``torch.utils.cpp_extension`` (half a minute; needs a C++ compiler
 and ninja) into the user's cache, under a name that holds the sources, torch and Python. One
 library holds all paths of an architecture and picks by the CPU it runs on: AVX-512 with
-VPOPCNTDQ, AVX2, portable C++; on ARM NEON.
+VPOPCNTDQ, AVX2, portable C++; on ARM NEON (checked by cross-compiling and running under qemu,
+see the tests; never timed on ARM hardware).
 
 Threads are torch's (``torch.set_num_threads``): images of a batch go to different threads, or
 the parts of one image where there are fewer images than threads.

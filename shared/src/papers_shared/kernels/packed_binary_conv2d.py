@@ -8,13 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from papers_shared.kernels.binary_conv2d import (
-    Convolution,
-    PackedBinaryWeight,
-    convolution,
-    pack_weight,
-    prepare,
-)
+from papers_shared.kernels.binary_conv2d import Convolution, convolution, prepare
+from papers_shared.kernels.packed_binary_weight import PackedBinaryWeight, pack_weight
 
 Form = Literal["code", "paper"]
 

@@ -6,19 +6,9 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#define PS_AVX512 \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,avx2,popcnt")))
-#define PS_AVX2 __attribute__((target("avx2,popcnt")))
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-// Bodies marked so are compiled once inside every instruction set's entry point.
-#define PS_INLINE inline __attribute__((always_inline))
+#include "instruction_sets.h"
 
 namespace packed {
 
