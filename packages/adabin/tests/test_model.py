@@ -16,6 +16,8 @@ COUNTS = {
     "cifar10_vgg_small": (4_663_700, 4_571_136, 603_979_776, 3_620_864),
     "imagenet_resnet18": (11_701_400, 10_985_472, 1_676_279_808, 137_793_536),
     "imagenet_resnet34": (21_817_016, 21_086_208, 3_525_967_872, 137_793_536),
+    # ReActNet-A's published 4.82e9 binary and 0.12e8 other operations
+    "imagenet_mobilenet": (29_333_734, 28_253_184, 4_816_896_000, 11_862_016),
 }
 
 
@@ -23,7 +25,7 @@ COUNTS = {
 def test_parameters_and_operations_are_those_of_the_sheet(variant: str) -> None:
     with torch.device("meta"):
         model = build(VARIANTS[variant]).eval()
-    size = 224 if variant.startswith("imagenet") else 32
+    size = VARIANTS[variant].image_size
     macs = count_macs(
         model,
         (1, 3, size, size),
@@ -64,6 +66,13 @@ def test_the_float_twin_has_no_binary_side() -> None:
 def test_a_wrong_description_is_refused(config: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(config)
+
+
+def test_the_mobilenet_takes_multiples_of_32() -> None:
+    model = build(VARIANTS["imagenet_mobilenet"]).eval()
+    assert model(torch.randn(1, 3, 64, 96)).shape == (1, 1000)
+    with pytest.raises(ValueError, match="multiples of 32"):
+        model(torch.randn(1, 3, 65, 64))
 
 
 def test_vgg_small_refuses_other_sizes() -> None:

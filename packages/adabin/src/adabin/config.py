@@ -15,7 +15,7 @@ CHECKPOINT_HELP = (
 )
 VARIANT_HELP = (
     "network of a checkpoint that does not say it itself: cifar10_resnet20, cifar10_resnet18, "
-    "cifar10_vgg_small, imagenet_resnet18, imagenet_resnet34"
+    "cifar10_vgg_small, imagenet_resnet18, imagenet_resnet34, imagenet_mobilenet"
 )
 Device = Literal["auto", "cpu", "cuda"]
 

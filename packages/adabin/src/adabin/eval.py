@@ -132,7 +132,7 @@ def main(config: EvalConfig) -> int:
     model = model.to(device, getattr(torch, config.dtype)).eval()
     results: dict[str, Accuracy | float]
     if config.data == "cifar10":
-        if network.arch == "imagenet_resnet":
+        if network.image_size != 32:
             raise ValueError(
                 "an ImageNet network needs --data FOLDER with ImageNet's class folders"
             )

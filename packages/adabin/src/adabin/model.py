@@ -1,5 +1,7 @@
 """The networks: CIFAR ResNet-20, ResNet-18 and VGG-Small, ImageNet ResNet-18 and ResNet-34.
 
+(The ImageNet MobileNet stands in ``mobilenet.py``.)
+
 Full precision: the first convolution, the last linear layer, shortcuts with a convolution, all
 batch norms and Maxouts. Every other convolution is an ``AdaBinConv2d`` with a shortcut of its own
 (Bi-Real Net's shape). Module names are the authors', so their checkpoints load as they are.
@@ -16,8 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adabin.layers import AdaBinConv2d, Form, Maxout, WeightSet
+from adabin.mobilenet import ImageNetMobileNet
 
-Arch = Literal["cifar10_resnet20", "cifar10_resnet18", "cifar10_vgg_small", "imagenet_resnet"]
+Arch = Literal[
+    "cifar10_resnet20",
+    "cifar10_resnet18",
+    "cifar10_vgg_small",
+    "imagenet_resnet",
+    "imagenet_mobilenet",
+]
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class Config:
     """A network, in the argument names of the recordings.
 
     Attributes:
-        arch: which of the four families.
+        arch: which of the five families.
         num_blocks: blocks per stage of the CIFAR ResNets.
         layers: blocks per stage of the ImageNet ResNets.
         num_classes: size of the output.
@@ -49,6 +58,17 @@ class Config:
     weight_set: WeightSet = "equalised"
     adaptive: bool = True
     nonlinearity: Literal["maxout", "hardtanh"] = "maxout"
+
+    @property
+    def layer_options(self) -> dict[str, Any]:
+        """What every binary convolution of the network is made with."""
+        names = ("a_bit", "w_bit", "form", "weight_set", "adaptive")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures that the network is trained and tested on."""
+        return 224 if self.arch.startswith("imagenet") else 32
 
     @classmethod
     def of(cls, config: Config | Mapping[str, Any]) -> Config:
@@ -82,11 +102,7 @@ def _binary_conv(config: Config, inputs: int, outputs: int, stride: int = 1) -> 
         3,
         stride=stride,
         padding=1,
-        a_bit=config.a_bit,
-        w_bit=config.w_bit,
-        form=config.form,
-        weight_set=config.weight_set,
-        adaptive=config.adaptive,
+        **config.layer_options,
     )
 
 
@@ -324,6 +340,7 @@ ARCHITECTURES: dict[str, Callable[[Config], nn.Module]] = {
     "cifar10_resnet18": CifarResNet18,
     "cifar10_vgg_small": CifarVGGSmall,
     "imagenet_resnet": ImageNetResNet,
+    "imagenet_mobilenet": ImageNetMobileNet,
 }
 
 VARIANTS: dict[str, Config] = {
@@ -332,6 +349,7 @@ VARIANTS: dict[str, Config] = {
     "cifar10_vgg_small": Config("cifar10_vgg_small"),
     "imagenet_resnet18": Config("imagenet_resnet", num_classes=1000),
     "imagenet_resnet34": Config("imagenet_resnet", layers=(3, 4, 6, 3), num_classes=1000),
+    "imagenet_mobilenet": Config("imagenet_mobilenet", num_classes=1000),
 }
 
 

@@ -136,7 +136,7 @@ class Classifier:
     ) -> None:
         self.model = model.to(device).eval()
         self.device = torch.device(device)
-        self.imagenet = config.arch == "imagenet_resnet"
+        self.imagenet = config.image_size == 224
         if classes is None and config.num_classes == len(CLASSES) and not self.imagenet:
             classes = CLASSES
         self.classes = classes or [f"class {i}" for i in range(config.num_classes)]

@@ -72,8 +72,11 @@ def network_config(config: TrainConfig) -> Config:
     )
     if not config.num_blocks:
         return network
-    depths = "layers" if network.arch == "imagenet_resnet" else "num_blocks"
-    return replace(network, **{depths: config.num_blocks})  # type: ignore[arg-type]
+    if network.arch == "imagenet_resnet":
+        return replace(network, layers=config.num_blocks)
+    if network.arch.startswith("cifar10_resnet"):
+        return replace(network, num_blocks=config.num_blocks)
+    raise ValueError(f"{config.variant} has no stages whose depth num_blocks could set")
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def train(config: TrainConfig) -> Result:
         FileNotFoundError: the data are not here; the message says how to get them.
     """
     network = network_config(config)
-    imagenet = network.arch == "imagenet_resnet"
+    imagenet = network.image_size == 224
     if imagenet == (config.data == "cifar10"):
         raise ValueError(f"{config.variant} cannot be trained on --data {config.data}")
     output = config.output or Path("runs") / config.variant
