@@ -7,7 +7,8 @@ VPOPCNTDQ, AVX2, portable C++; on ARM NEON (checked by cross-compiling and runni
 see the tests; never timed on ARM hardware).
 
 Threads are torch's (``torch.set_num_threads``): images of a batch go to different threads, or
-the parts of one image where there are fewer images than threads.
+the parts of one image where there are fewer images than threads. Only GCC's build has threads:
+its OpenMP calls find torch's own runtime in the process, clang's would bring in another.
 """
 
 from __future__ import annotations
@@ -37,12 +38,7 @@ if TYPE_CHECKING:
     from papers_shared.kernels.binary_conv2d import Operands
 
 _BLOCK = 16  # output channels that the kernel computes together: kBlock in csrc
-# -ffp-contract=off: the paths and the reference round alike.  -fno-tree-loop-...: short copies
-# stay loops, a call of memcpy costs more.  -fopenmp only compiles: the library then finds torch's
-# own OpenMP runtime, and its threads, in the process.
-_FLAGS = ["-O3", "-ffp-contract=off", "-fno-tree-loop-distribute-patterns"]
-if sys.platform == "linux":
-    _FLAGS.append("-fopenmp")
+_FLAGS = ["-O3", "-ffp-contract=off"]  # no fused multiply-adds: paths and reference round alike
 
 
 class ExtensionError(RuntimeError):
@@ -163,10 +159,15 @@ def _build(name: str, sources: list[Path], library: Path) -> None:
             cpp_extension.load(
                 name=name,
                 sources=[str(source) for source in sources],
-                extra_cflags=_FLAGS,
+                extra_cflags=_FLAGS + (["-fopenmp"] if _is_gcc(compiler) else []),
                 build_directory=folder,
             )
             os.replace(Path(folder) / f"{name}.so", library)
     except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise ExtensionError(f"the C++ extension was not built: {last}") from error
+
+
+def _is_gcc(compiler: str) -> bool:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    return "Free Software Foundation" in version.stdout

@@ -190,16 +190,20 @@ PS_INLINE void combine(const Problem<T>& p, int64_t first, int64_t row, int64_t 
   }
 }
 
-// Residual, slopes and the store of n <= 16 values; the slopes advance by `step` a value.
-template <typename T>
-PS_INLINE void store(T* __restrict v, int n, const T* __restrict residual,
+// Residual, slopes and the store of 16 values (Full) or the first n; the slopes advance by `step`.
+template <bool Full, typename T>
+PS_INLINE void store(T* __restrict v, int count, const T* __restrict residual,
                      const T* __restrict positive, const T* __restrict negative, int step,
                      T* __restrict output) {
+  const int n = Full ? kBlock : count; // a constant lets the compiler stay in registers
   if (residual)
     for (int j = 0; j < n; ++j) v[j] += residual[j];
   if (positive)
     for (int j = 0; j < n; ++j) v[j] = slopes(v[j], positive[j * step], negative[j * step]);
-  for (int j = 0; j < n; ++j) output[j] = v[j];
+  for (int j = 0; j < n; ++j) {
+    output[j] = v[j];
+    if (!Full) asm volatile("" : : : "memory"); // stays a loop: calling memcpy costs more
+  }
 }
 
 // Integers of `rows` output rows and 16 output channels -> the output tensor.
@@ -216,14 +220,13 @@ PS_INLINE void finish(const Problem<T>& p, int64_t image, int64_t block, int64_t
   const int lanes = static_cast<int>(std::min<int64_t>(kBlock, g.out_channels - first));
   const T* positive = p.positive_slope ? p.positive_slope + first : nullptr;
   const T* negative = p.positive_slope ? p.negative_slope + first : nullptr;
-  // The count is a constant where the block is full: the compiler then keeps it in registers.
   if (p.channels_last) {
     for (int64_t i = 0; i < pixels; ++i) {
       const int64_t place = offset + (begin + i) * g.out_channels + first;
       const T* residual = p.residual ? p.residual + place : nullptr;
       T* v = values + i * kBlock;
-      if (lanes == kBlock) store(v, kBlock, residual, positive, negative, 1, p.output + place);
-      else store(v, lanes, residual, positive, negative, 1, p.output + place);
+      if (lanes == kBlock) store<true>(v, kBlock, residual, positive, negative, 1, p.output + place);
+      else store<false>(v, lanes, residual, positive, negative, 1, p.output + place);
     }
     return;
   }
@@ -236,8 +239,8 @@ PS_INLINE void finish(const Problem<T>& p, int64_t image, int64_t block, int64_t
       const T* residual = p.residual ? p.residual + place : nullptr;
       const T *up = positive ? positive + j : nullptr, *down = negative ? negative + j : nullptr;
       T* v = turned + j * kBlock;
-      if (n == kBlock) store(v, kBlock, residual, up, down, 0, p.output + place);
-      else store(v, n, residual, up, down, 0, p.output + place);
+      if (n == kBlock) store<true>(v, kBlock, residual, up, down, 0, p.output + place);
+      else store<false>(v, n, residual, up, down, 0, p.output + place);
     }
   }
 }
