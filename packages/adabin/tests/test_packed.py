@@ -12,15 +12,16 @@ from adabin.config import ExportConfig
 from adabin.data import normalise
 from adabin.eval import predict_logits
 from adabin.layers import AdaBinConv2d, Maxout
+from adabin.mobilenet import ShiftedPReLU
 from adabin.official import load_released
 from adabin.packed import (
     load_packed,
     main,
     pack,
-    pack_conv,
     packed_weight_bytes,
     save_packed,
 )
+from adabin.packed_layers import pack_conv
 from papers_shared.data.cifar10 import load_cifar10
 
 SMALL_IMAGENET = {"arch": "imagenet_resnet", "layers": (1, 1, 1, 1), "num_classes": 7}
@@ -32,6 +33,7 @@ SMALL_NETWORKS = {
     "imagenet": SMALL_IMAGENET,
     "imagenet, deep stem": {**SMALL_IMAGENET, "deep_stem": True},
     "imagenet, strided shortcut": {**SMALL_IMAGENET, "avg_down": False},
+    "mobilenet": {"arch": "imagenet_mobilenet", "num_classes": 7},
 }
 
 
@@ -47,6 +49,9 @@ def network(config, *, dtype=torch.float64, seed=0):
         elif isinstance(module, Maxout):
             nn.init.uniform_(module.pos_scale, -0.2, 1.5, generator=generator)
             nn.init.uniform_(module.neg_scale, -0.5, 0.5, generator=generator)
+        elif isinstance(module, ShiftedPReLU):
+            for tensor in (module.shift_in, module.shift_out, module.prelu.weight):
+                nn.init.normal_(tensor, 0, 0.3, generator=generator)
         elif isinstance(module, AdaBinConv2d):
             nn.init.uniform_(module.binary_a.alpha_a, 0.4, 1, generator=generator)
             nn.init.uniform_(module.binary_a.beta_a, -0.3, 0.3, generator=generator)
@@ -54,7 +59,7 @@ def network(config, *, dtype=torch.float64, seed=0):
 
 
 def pictures(model, count=2):
-    size = 64 if hasattr(model, "maxpool") else 32
+    size = 64 if hasattr(model, "fc") and not hasattr(model, "conv5") else 32
     dtype = next(model.parameters()).dtype
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)
 

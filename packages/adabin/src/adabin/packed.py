@@ -19,200 +19,41 @@ if __name__ == "__main__":  # arguments are checked before torch is imported
 
     raise SystemExit(command_line(["export", *sys.argv[1:]]))
 
+import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adabin.config import ExportConfig
-from adabin.layers import AdaBinConv2d, Maxout
+from adabin.layers import AdaBinConv2d
+from adabin.mobilenet import ImageNetMobileNet
 from adabin.model import (
-    BasicBlock,
     CifarResNet18,
     CifarResNet20,
     CifarVGGSmall,
     Config,
-    ConvShortcutBlock,
     DownsampleBlock,
     ImageNetResNet,
     build,
-    subsample_and_pad,
+)
+from adabin.packed_layers import (
+    PackedBlock,
+    PackedMobileBlock,
+    PooledUnit,
+    Slopes,
+    Stem,
+    folded_conv,
+    folded_linear,
+    fused_conv,
+    maxout_slopes,
 )
 from adabin.pipeline import file_metadata, load_network
 from papers_shared.checkpoints import load_state_dict, load_strict, save_state_dict
-from papers_shared.kernels import PackedBinaryConv2d, batch_norm_affine
+from papers_shared.kernels import PackedBinaryConv2d
 
 METADATA_KEY = "adabin_packed"
-
-
-def pack_conv(conv: AdaBinConv2d) -> PackedBinaryConv2d:
-    """One AdaBin convolution in bits.
-
-    Raises:
-        ValueError: a layer that is not binary on both sides, has groups, padding by name, the
-            ablation's weights, a constant filter or ``alpha_a`` = 0.
-    """
-    if (conv.a_bit, conv.w_bit) != (1, 1):
-        raise ValueError(
-            f"a layer with a_bit={conv.a_bit}, w_bit={conv.w_bit} has nothing to pack: both "
-            "must be 1 (a two-step training packs after its second step)"
-        )
-    if conv.groups != 1 or isinstance(conv.padding, str) or conv.weight_set != "equalised":
-        raise ValueError(
-            f"cannot pack {conv}: groups must be 1, padding a number, weight_set 'equalised'"
-        )
-    return PackedBinaryConv2d.from_conv(
-        conv.weight,
-        alpha_a=conv.binary_a.alpha_a,
-        beta_a=conv.binary_a.beta_a,
-        form=conv.binary_a.form,
-        bias=conv.bias,
-        stride=_pair(conv.stride),
-        padding=_pair(conv.padding),
-        dilation=_pair(conv.dilation),
-    )
-
-
-def _pair(values: tuple[int, ...]) -> tuple[int, int]:
-    return values[0], values[1]
-
-
-def _slopes(maxout: nn.Module) -> Tensor:
-    """(2, C): the positive and the negative slope.
-
-    Raises:
-        ValueError: another nonlinearity.
-    """
-    if not isinstance(maxout, Maxout):
-        raise ValueError(f"only networks with Maxout can be packed, this one has {maxout}")
-    return torch.stack([maxout.pos_scale, maxout.neg_scale]).detach().clone()
-
-
-def _fused(conv: AdaBinConv2d, norm: nn.BatchNorm2d, maxout: nn.Module) -> PackedBinaryConv2d:
-    return pack_conv(conv).fold_batch_norm(norm).fuse_slopes(*_slopes(maxout))
-
-
-def _folded(conv: nn.Module, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """A full-precision convolution with the batch norm that follows it folded in."""
-    assert isinstance(conv, nn.Conv2d)
-    assert not isinstance(conv.padding, str)
-    scale, shift = batch_norm_affine(norm)
-    folded = nn.Conv2d(
-        conv.in_channels, conv.out_channels, _pair(conv.kernel_size),
-        stride=_pair(conv.stride), padding=_pair(conv.padding), dtype=conv.weight.dtype,
-        device=conv.weight.device,
-    ).requires_grad_(False)  # fmt: skip
-    folded.weight.copy_(conv.weight.double() * scale[:, None, None, None])
-    assert folded.bias is not None
-    folded.bias.copy_(shift)
-    return folded.to(memory_format=torch.channels_last)
-
-
-def _folded_linear(norm: nn.BatchNorm1d, linear: nn.Linear) -> nn.Linear:
-    """A linear layer with the batch norm before it folded in."""
-    scale, shift = batch_norm_affine(norm)
-    folded = nn.Linear(
-        linear.in_features, linear.out_features,
-        dtype=linear.weight.dtype, device=linear.weight.device,
-    ).requires_grad_(False)  # fmt: skip
-    weight = linear.weight.detach().double()
-    folded.weight.copy_(weight * scale)
-    folded.bias.copy_(linear.bias.detach().double() + weight @ shift)
-    return folded
-
-
-class Slopes(nn.Module):
-    """Maxout of inference: ``x`` times one of two slopes per channel."""
-
-    slopes: Tensor
-
-    def __init__(self, slopes: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("slopes", slopes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        positive, negative = self.slopes[:, :, None, None]
-        return x * torch.where(x > 0, positive, negative)
-
-
-class Stem(nn.Sequential):
-    """Convolutions in full precision, each followed by Maxout; max pooling where asked for."""
-
-    def __init__(self, *layers: nn.Module, pool: bool) -> None:
-        super().__init__(*layers)
-        self.pool = pool
-
-    def forward(self, x: Tensor) -> Tensor:
-        *others, last = self
-        assert isinstance(last, Slopes)
-        for layer in others:
-            x = layer(x)
-        if not self.pool:
-            return last(x)
-        if (last.slopes >= 0).all():  # increasing, so the maximum may be taken first: 4x less work
-            return last(F.max_pool2d(x, 3, stride=2, padding=1))
-        return F.max_pool2d(last(x), 3, stride=2, padding=1)
-
-
-class PackedBlock(nn.Module):
-    """A residual block: each packed convolution adds its shortcut and applies Maxout itself."""
-
-    def __init__(self, block: BasicBlock) -> None:
-        super().__init__()
-        self.conv1 = _fused(block.conv1, block.bn1, block.nonlinear1)
-        self.conv2 = _fused(block.conv2, block.bn2, block.nonlinear2)
-        self.skip: Callable[[Tensor], Tensor] = nn.Identity()
-        if block.changes_shape:
-            self.skip = _packed_skip(block)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x, self.skip(x))
-        return self.conv2(x, x)
-
-
-class SubsampleAndPad(nn.Module):
-    """See ``subsample_and_pad``."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        return subsample_and_pad(x, self.channels)
-
-
-def _packed_skip(block: BasicBlock) -> nn.Module:
-    if isinstance(block, ConvShortcutBlock):
-        layers = block.shortcut
-    elif isinstance(block, DownsampleBlock):
-        layers = block.downsample
-    else:
-        return SubsampleAndPad(block.conv1.out_channels)
-    *pool, conv, norm = layers
-    assert isinstance(norm, nn.BatchNorm2d)
-    return nn.Sequential(*pool, _folded(conv, norm))
-
-
-class PooledUnit(nn.Module):
-    """VGG-Small's odd layers: packed convolution, max pooling, batch norm, Maxout."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, conv: AdaBinConv2d, norm: nn.BatchNorm2d, maxout: nn.Module) -> None:
-        super().__init__()
-        self.conv = pack_conv(conv)
-        scale, shift = batch_norm_affine(norm)
-        self.register_buffer("scale", scale.to(conv.weight.dtype))
-        self.register_buffer("shift", shift.to(conv.weight.dtype))
-        self.maxout = Slopes(_slopes(maxout))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(self.conv(x), 2)
-        return self.maxout(self.scale[:, None, None] * x + self.shift[:, None, None])
 
 
 class PackedNetwork(nn.Module):
@@ -224,7 +65,13 @@ class PackedNetwork(nn.Module):
     """
 
     def __init__(
-        self, config: Config, *, stem: Stem, body: nn.Sequential, head: nn.Linear, average: bool
+        self,
+        config: Config,
+        *,
+        stem: nn.Module,
+        body: nn.Sequential,
+        head: nn.Linear,
+        average: bool,
     ) -> None:
         super().__init__()
         self.stem, self.body, self.head = stem, body, head
@@ -254,8 +101,11 @@ def pack(model: nn.Module) -> PackedNetwork:
     """
     config = _config_of(model)
     with torch.no_grad():
+        stem: nn.Module
         if isinstance(model, CifarVGGSmall):
             stem, body, head = _pack_vgg(model)
+        elif isinstance(model, ImageNetMobileNet):
+            stem, body, head = _pack_mobilenet(model)
         else:
             stem, body, head = _pack_resnet(model)
     average = not isinstance(model, CifarVGGSmall)
@@ -268,13 +118,17 @@ def _pack_vgg(model: CifarVGGSmall) -> tuple[Stem, nn.Sequential, nn.Linear]:
         return tuple(parts)  # type: ignore[return-value]
 
     conv, norm, maxout = unit(0)
-    stem = Stem(_folded(conv, norm), Slopes(_slopes(maxout)), pool=False)
+    stem = Stem(folded_conv(conv, norm), Slopes(maxout_slopes(maxout)), pool=False)
     body = (
-        PooledUnit(*unit(i)) if i % 2 else _fused(*unit(i)) for i in range(1, len(model.widths))
+        PooledUnit(*unit(i)) if i % 2 else fused_conv(*unit(i)) for i in range(1, len(model.widths))
     )
-    head = nn.Linear(model.fc.in_features, model.fc.out_features, dtype=model.fc.weight.dtype)
-    head.load_state_dict(model.fc.state_dict())
-    return stem, nn.Sequential(*body), head.to(model.fc.weight.device).requires_grad_(False)
+    return stem, nn.Sequential(*body), copy.deepcopy(model.fc).requires_grad_(False)
+
+
+def _pack_mobilenet(model: ImageNetMobileNet) -> tuple[nn.Module, nn.Sequential, nn.Linear]:
+    body = nn.Sequential(*(PackedMobileBlock(block) for block in model.blocks))  # type: ignore[arg-type]
+    stem = folded_conv(model.conv1, model.bn1)
+    return stem, body, copy.deepcopy(model.fc).requires_grad_(False)
 
 
 def _pack_resnet(model: nn.Module) -> tuple[Stem, nn.Sequential, nn.Linear]:
@@ -284,14 +138,14 @@ def _pack_resnet(model: nn.Module) -> tuple[Stem, nn.Sequential, nn.Linear]:
     stem = []
     for conv, norm, maxout in zip(layers[::3], layers[1::3], layers[2::3], strict=True):
         assert isinstance(norm, nn.BatchNorm2d)
-        stem += [_folded(conv, norm), Slopes(_slopes(maxout))]
+        stem += [folded_conv(conv, norm), Slopes(maxout_slopes(maxout))]
     stages = [stage for name, stage in model.named_children() if name.startswith("layer")]
     body = [PackedBlock(block) for stage in stages for block in stage]  # type: ignore[attr-defined]
     linear = model.fc if isinstance(model, ImageNetResNet) else model.linear
     return (
         Stem(*stem, pool=isinstance(model, ImageNetResNet)),
         nn.Sequential(*body),
-        _folded_linear(model.bn2, linear),
+        folded_linear(model.bn2, linear),
     )
 
 
@@ -302,6 +156,7 @@ def _config_of(model: nn.Module) -> Config:
         CifarResNet18: "cifar10_resnet18",
         CifarVGGSmall: "cifar10_vgg_small",
         ImageNetResNet: "imagenet_resnet",
+        ImageNetMobileNet: "imagenet_mobilenet",
     }
     if type(model) not in arches:
         raise ValueError(f"{type(model).__name__} is not one of the networks that `build` makes")
@@ -314,7 +169,7 @@ def _config_of(model: nn.Module) -> Config:
         config["deep_stem"] = isinstance(model.conv1, nn.Sequential)
         skips = [m for m in model.modules() if isinstance(m, DownsampleBlock) and m.changes_shape]
         config["avg_down"] = all(len(m.downsample) == 3 for m in skips)
-    elif isinstance(model, CifarVGGSmall):
+    elif isinstance(model, CifarVGGSmall | ImageNetMobileNet):
         config["num_classes"] = model.fc.out_features
     else:
         assert isinstance(model, CifarResNet20 | CifarResNet18)
