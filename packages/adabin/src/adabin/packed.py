@@ -62,6 +62,7 @@ class PackedNetwork(nn.Module):
     Attributes:
         config: the network it was made from.
         stem, body, head: full precision, packed, full precision.
+        average: whether the head sees the mean over all positions.
     """
 
     def __init__(

@@ -217,8 +217,8 @@ def binary_conv2d(
 ) -> Tensor:
     """Binarise ``x`` and convolve it with a packed binary weight.
 
-    The constants are worked out on every call (about 0.5 ms): a layer that is called often keeps
-    them, see :class:`~papers_shared.kernels.PackedBinaryConv2d`.
+    The constants are worked out anew on every call; a layer keeps them, see
+    :class:`~papers_shared.kernels.PackedBinaryConv2d`.
 
     Args:
         x: (B, C, H, W) float32 or float64, contiguous or channels_last for speed.

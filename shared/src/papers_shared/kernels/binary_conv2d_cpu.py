@@ -1,7 +1,7 @@
 """The CPU backend of :mod:`papers_shared.kernels.binary_conv2d`: C++ compiled on first use.
 
-``csrc/`` is compiled once by ``torch.utils.cpp_extension`` (half a minute; needs a C++ compiler
-and ninja) into the user's cache, under a name that holds the sources, torch and Python. One
+``csrc/`` is compiled once by ``torch.utils.cpp_extension`` (which needs a C++
+compiler and ninja) into the user's cache, under a name that holds the sources, torch and Python. One
 library holds all paths of an architecture and picks by the CPU it runs on: AVX-512 with
 VPOPCNTDQ, AVX2, portable C++; on ARM NEON (checked by cross-compiling and running under qemu,
 see the tests; never timed on ARM hardware).
@@ -151,7 +151,7 @@ def _build(name: str, sources: list[Path], library: Path) -> None:
         )
     from torch.utils import cpp_extension
 
-    print(f"compiling {name} into {library.parent} (once, about a minute)", file=sys.stderr)
+    print(f"compiling {name} into {library.parent} (once)", file=sys.stderr)
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         # A folder of its own and a rename: builds at the same time, or a killed one, do no harm.

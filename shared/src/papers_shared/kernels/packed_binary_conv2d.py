@@ -12,14 +12,15 @@ from papers_shared.kernels.binary_conv2d import Convolution, convolution, prepar
 from papers_shared.kernels.packed_binary_weight import PackedBinaryWeight, pack_weight
 
 Form = Literal["code", "paper"]
+_SIZES_KEPT = 8
 
 
 class PackedBinaryConv2d(nn.Module):
     """Binary convolution for inference: one bit a weight, three reals an output channel.
 
     Built empty for ``load_state_dict``; :meth:`from_conv` packs a trained layer. A batch norm, a
-    residual and a two-slope activation can be fused behind it. Constants are kept for every input
-    size met (:meth:`clear_constants` after changing a buffer in place).
+    residual and a two-slope activation can be fused behind it. Constants are kept for the latest
+    input sizes (:meth:`clear_constants` after changing a buffer in place).
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation: as in ``nn.Conv2d``.
@@ -170,6 +171,8 @@ class PackedBinaryConv2d(nn.Module):
         key = (x.shape[1:], x.dtype, x.device, self.backend)
         run = self._constants.get(key)
         if run is None:
+            if len(self._constants) == _SIZES_KEPT:
+                del self._constants[next(iter(self._constants))]  # the oldest
             run = self._constants[key] = self._prepare(x)
         return run(x, residual)
 
