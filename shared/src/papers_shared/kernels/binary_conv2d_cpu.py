@@ -1,10 +1,9 @@
 """The CPU backend of :mod:`papers_shared.kernels.binary_conv2d`: C++ compiled on first use.
 
-``csrc/`` is compiled once by ``torch.utils.cpp_extension`` (which needs a C++
-compiler and ninja) into the user's cache, under a name that holds the sources, torch and Python. One
-library holds all paths of an architecture and picks by the CPU it runs on: AVX-512 with
-VPOPCNTDQ, AVX2, portable C++; on ARM NEON (checked by cross-compiling and running under qemu,
-see the tests; never timed on ARM hardware).
+``csrc/`` is compiled once by ``torch.utils.cpp_extension`` (which needs a C++ compiler and ninja)
+into the user's cache, under a name that holds the sources, torch and Python. One library holds
+all paths of an architecture and picks by the CPU it runs on: AVX-512 with VPOPCNTDQ, AVX2 and
+portable C++; on ARM NEON (cross-compiled and run under qemu by the tests, never on ARM hardware).
 
 Threads are torch's (``torch.set_num_threads``): images of a batch go to different threads, or
 the parts of one image where there are fewer images than threads. Only GCC's build has threads:
