@@ -21,7 +21,6 @@ from adabin.packed import (
     packed_weight_bytes,
     save_packed,
 )
-from adabin.packed_layers import pack_conv
 from papers_shared.data.cifar10 import load_cifar10
 
 SMALL_IMAGENET = {"arch": "imagenet_resnet", "layers": (1, 1, 1, 1), "num_classes": 7}
@@ -88,7 +87,7 @@ def test_a_packed_layer_equals_the_dense_one_at_its_threshold(form, alpha):
     nn.init.constant_(conv.binary_a.alpha_a, alpha)
     x = torch.randn(2, 9, 10, 10, dtype=torch.float64).relu()  # zeros lie on the threshold, 0
     with torch.no_grad():
-        torch.testing.assert_close(pack_conv(conv)(x), conv(x), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(conv.pack()(x), conv(x), rtol=1e-12, atol=1e-12)
 
 
 def test_a_file_holds_the_network(tmp_path):
@@ -127,7 +126,7 @@ def test_what_cannot_be_packed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Linear is not one of the networks"):
         pack(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="groups must be 1"):
-        pack_conv(AdaBinConv2d(4, 4, 3, groups=2))
+        AdaBinConv2d(4, 4, 3, groups=2).pack()
     from papers_shared.checkpoints import save_state_dict
 
     file = tmp_path / "other.safetensors"

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from papers_shared.kernels import PackedBinaryConv2d
+
 Form = Literal["code", "paper"]
 WeightSet = Literal["equalised", "l1"]
 
@@ -220,6 +222,33 @@ class AdaBinConv2d(nn.Conv2d):
             self.padding,
             self.dilation,
             self.groups,
+        )
+
+    def pack(self) -> PackedBinaryConv2d:
+        """The layer for inference in bits: XNOR and popcount, one bit a weight.
+
+        Raises:
+            ValueError: the layer is not binary on both sides, has groups, padding by name, the
+                ablation's weights, a constant filter or ``alpha_a`` = 0.
+        """
+        if (self.a_bit, self.w_bit) != (1, 1):
+            raise ValueError(
+                f"a layer with a_bit={self.a_bit}, w_bit={self.w_bit} has nothing to pack: both "
+                "must be 1 (a two-step training packs after its second step)"
+            )
+        if self.groups != 1 or isinstance(self.padding, str) or self.weight_set != "equalised":
+            raise ValueError(
+                f"cannot pack {self}: groups must be 1, padding a number, weight_set 'equalised'"
+            )
+        return PackedBinaryConv2d.from_conv(
+            self.weight,
+            alpha_a=self.binary_a.alpha_a,
+            beta_a=self.binary_a.beta_a,
+            form=self.binary_a.form,
+            bias=self.bias,
+            stride=(self.stride[0], self.stride[1]),
+            padding=(self.padding[0], self.padding[1]),
+            dilation=(self.dilation[0], self.dilation[1]),
         )
 
     def extra_repr(self) -> str:

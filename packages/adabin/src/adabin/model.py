@@ -10,7 +10,7 @@ batch norms and Maxouts. Every other convolution is an ``AdaBinConv2d`` with a s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -213,6 +213,7 @@ class CifarResNet20(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        self.config = config
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.nonlinear1 = _nonlinearity(config, 16)
@@ -240,6 +241,7 @@ class CifarResNet18(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        self.config = config
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.nonlinear1 = _nonlinearity(config, 64)
@@ -266,6 +268,7 @@ class CifarVGGSmall(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        self.config = config
         inputs = 3
         for i, width in enumerate(self.widths):
             conv = (
@@ -302,6 +305,7 @@ class ImageNetResNet(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        self.config = config
         self.conv1: nn.Module = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         if config.deep_stem:
             self.conv1 = nn.Sequential(
@@ -335,7 +339,7 @@ class ImageNetResNet(nn.Module):
         return self.fc(self.bn2(_global_average(x)))
 
 
-ARCHITECTURES: dict[str, Callable[[Config], nn.Module]] = {
+ARCHITECTURES: dict[str, type[nn.Module]] = {
     "cifar10_resnet20": CifarResNet20,
     "cifar10_resnet18": CifarResNet18,
     "cifar10_vgg_small": CifarVGGSmall,

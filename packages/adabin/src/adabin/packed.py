@@ -30,11 +30,11 @@ from adabin.config import ExportConfig
 from adabin.layers import AdaBinConv2d
 from adabin.mobilenet import ImageNetMobileNet
 from adabin.model import (
+    ARCHITECTURES,
     CifarResNet18,
     CifarResNet20,
     CifarVGGSmall,
     Config,
-    DownsampleBlock,
     ImageNetResNet,
     build,
 )
@@ -100,7 +100,9 @@ def pack(model: nn.Module) -> PackedNetwork:
     Raises:
         ValueError: not one of AdaBin's networks, or one with layers that are not binary.
     """
-    config = _config_of(model)
+    if not isinstance(model, tuple(ARCHITECTURES.values())):
+        raise ValueError(f"{type(model).__name__} is not one of the networks that `build` makes")
+    assert isinstance(model.config, Config)
     with torch.no_grad():
         stem: nn.Module
         if isinstance(model, CifarVGGSmall):
@@ -110,7 +112,7 @@ def pack(model: nn.Module) -> PackedNetwork:
         else:
             stem, body, head = _pack_resnet(model)
     average = not isinstance(model, CifarVGGSmall)
-    return PackedNetwork(config, stem=stem, body=body, head=head, average=average)
+    return PackedNetwork(model.config, stem=stem, body=body, head=head, average=average)
 
 
 def _pack_vgg(model: CifarVGGSmall) -> tuple[Stem, nn.Sequential, nn.Linear]:
@@ -148,34 +150,6 @@ def _pack_resnet(model: nn.Module) -> tuple[Stem, nn.Sequential, nn.Linear]:
         nn.Sequential(*body),
         folded_linear(model.bn2, linear),
     )
-
-
-def _config_of(model: nn.Module) -> Config:
-    """The configuration that ``build`` needs for a network of this shape."""
-    arches = {
-        CifarResNet20: "cifar10_resnet20",
-        CifarResNet18: "cifar10_resnet18",
-        CifarVGGSmall: "cifar10_vgg_small",
-        ImageNetResNet: "imagenet_resnet",
-        ImageNetMobileNet: "imagenet_mobilenet",
-    }
-    if type(model) not in arches:
-        raise ValueError(f"{type(model).__name__} is not one of the networks that `build` makes")
-    conv = next(m for m in model.modules() if isinstance(m, AdaBinConv2d))
-    config: dict[str, object] = {"arch": arches[type(model)], "form": conv.binary_a.form}
-    stages = [s for name, s in model.named_children() if name.startswith("layer")]
-    depths = tuple(len(s) for s in stages)  # type: ignore[arg-type]
-    if isinstance(model, ImageNetResNet):
-        config |= {"layers": depths, "num_classes": model.fc.out_features}
-        config["deep_stem"] = isinstance(model.conv1, nn.Sequential)
-        skips = [m for m in model.modules() if isinstance(m, DownsampleBlock) and m.changes_shape]
-        config["avg_down"] = all(len(m.downsample) == 3 for m in skips)
-    elif isinstance(model, CifarVGGSmall | ImageNetMobileNet):
-        config["num_classes"] = model.fc.out_features
-    else:
-        assert isinstance(model, CifarResNet20 | CifarResNet18)
-        config |= {"num_blocks": depths, "num_classes": model.linear.out_features}
-    return Config.of(config)
 
 
 def packed_weight_bytes(model: nn.Module) -> int:

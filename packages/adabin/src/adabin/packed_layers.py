@@ -17,34 +17,6 @@ from adabin.model import BasicBlock, ConvShortcutBlock, DownsampleBlock, subsamp
 from papers_shared.kernels import PackedBinaryConv2d, batch_norm_affine
 
 
-def pack_conv(conv: AdaBinConv2d) -> PackedBinaryConv2d:
-    """One AdaBin convolution in bits.
-
-    Raises:
-        ValueError: a layer that is not binary on both sides, has groups, padding by name, the
-            ablation's weights, a constant filter or ``alpha_a`` = 0.
-    """
-    if (conv.a_bit, conv.w_bit) != (1, 1):
-        raise ValueError(
-            f"a layer with a_bit={conv.a_bit}, w_bit={conv.w_bit} has nothing to pack: both "
-            "must be 1 (a two-step training packs after its second step)"
-        )
-    if conv.groups != 1 or isinstance(conv.padding, str) or conv.weight_set != "equalised":
-        raise ValueError(
-            f"cannot pack {conv}: groups must be 1, padding a number, weight_set 'equalised'"
-        )
-    return PackedBinaryConv2d.from_conv(
-        conv.weight,
-        alpha_a=conv.binary_a.alpha_a,
-        beta_a=conv.binary_a.beta_a,
-        form=conv.binary_a.form,
-        bias=conv.bias,
-        stride=_pair(conv.stride),
-        padding=_pair(conv.padding),
-        dilation=_pair(conv.dilation),
-    )
-
-
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:
     return values[0], values[1]
 
@@ -61,7 +33,7 @@ def maxout_slopes(maxout: nn.Module) -> Tensor:
 
 
 def fused_conv(conv: AdaBinConv2d, norm: nn.BatchNorm2d, maxout: nn.Module) -> PackedBinaryConv2d:
-    return pack_conv(conv).fold_batch_norm(norm).fuse_slopes(*maxout_slopes(maxout))
+    return conv.pack().fold_batch_norm(norm).fuse_slopes(*maxout_slopes(maxout))
 
 
 def folded_conv(conv: nn.Module, norm: nn.BatchNorm2d) -> nn.Conv2d:
@@ -173,7 +145,7 @@ class PooledUnit(nn.Module):
 
     def __init__(self, conv: AdaBinConv2d, norm: nn.BatchNorm2d, maxout: nn.Module) -> None:
         super().__init__()
-        self.conv = pack_conv(conv)
+        self.conv = conv.pack()
         scale, shift = batch_norm_affine(norm)
         self.register_buffer("scale", scale.to(conv.weight.dtype))
         self.register_buffer("shift", shift.to(conv.weight.dtype))
@@ -215,7 +187,7 @@ def _shifted_conv(
     """A convolution with the channels from ``first`` on of the nonlinearity behind it."""
     assert isinstance(conv, AdaBinConv2d)
     assert isinstance(norm, nn.BatchNorm2d)
-    packed = pack_conv(conv).fold_batch_norm(norm)
+    packed = conv.pack().fold_batch_norm(norm)
     own = slice(first, first + conv.out_channels)
     assert packed.bias is not None  # the folded batch norm's
     packed.bias = packed.bias + nonlinear.shift_in.detach()[own]

@@ -150,6 +150,8 @@ def _build(name: str, sources: list[Path], library: Path) -> None:
         )
     from torch.utils import cpp_extension
 
+    if shutil.which("ninja") is None:  # pip installs it beside this Python, maybe not on PATH
+        os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
     print(f"compiling {name} into {library.parent} (once)", file=sys.stderr)
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
