@@ -37,7 +37,7 @@ report: $(STAMP) ## results/report.html from the last results
 	$(RUN) -m papers_shared.tables report
 
 bench: $(STAMP) ## speed beside what a user would pick instead, into results/bench/
-	set -e; for script in benchmarks/*.py; do $(RUN) $$script; done
+	set -e; for script in $(filter-out benchmarks/tables.py,$(wildcard benchmarks/*.py)); do $(RUN) $$script; done
 
 lint: $(STAMP) ## ruff, mypy, and how much of the code is shared
 	$(RUN) -m ruff check .

@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "shared" / "README.md", *ROOT.glob("packages/*/README.md")]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "shared" / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    *ROOT.glob("packages/*/README.md"),
+]
 LONG = re.compile(r"#.*\b(hours|days)\b")
 
 
@@ -88,12 +93,25 @@ def test_the_python_of_a_readme_runs(page: Path, folder: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_the_table_of_papers_is_what_its_command_prints() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- summary: .*? -->\n(.*)<!-- end of summary -->", text, re.DOTALL)
-    assert found
-    done = run([sys.executable, "-m", "papers_shared.tables", "summary"], ROOT)
-    assert found.group(1).strip() == done.stdout.strip()
+def generated() -> list[tuple[Path, str, str]]:
+    """(page, command, text) between <!-- name: command --> and <!-- end of name -->."""
+    block = re.compile(r"<!-- (\w+): (.*?) -->\n(.*?)<!-- end of \1 -->", re.DOTALL)
+    return [
+        (page, command, text)
+        for page in PAGES
+        for _, command, text in block.findall(page.read_text(encoding="utf-8"))
+    ]
+
+
+@pytest.mark.parametrize(("command", "text"), [g[1:] for g in generated()], ids=lambda _: "")
+def test_a_generated_table_is_what_its_command_prints(command: str, text: str) -> None:
+    done = run([sys.executable, *shlex.split(command)[1:]], ROOT)
+    assert text.strip() == done.stdout.strip()
+
+
+def test_the_tables_of_papers_and_of_benchmarks_are_generated() -> None:
+    pages = {page for page, _, _ in generated()}
+    assert {ROOT / "README.md", ROOT / "benchmarks" / "README.md"} <= pages
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)

@@ -1,0 +1,101 @@
+"""The committed measurements as Markdown: ``python benchmarks/tables.py``, computing nothing.
+
+Each benchmark writes results/bench/<name>.json; one taken on a quiet machine is copied to
+benchmarks/results/, and what this prints stands in benchmarks/README.md (a test compares them).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of one Markdown table."""
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def binary_conv(data: dict[str, Any]) -> Iterator[str]:
+    """Layers, then networks."""
+    rates = data["binary_macs_per_second_of_one_thread"]
+    paths = [name for name in rates if name != "limit"]
+    rows = []
+    for case in data["layers"]:
+        ms, ratio = case["milliseconds"], case["times_faster_than_torch"]
+        share = case["binary_macs_per_second"][paths[0]] / (rates["limit"] * case["threads"])
+        rows.append(
+            [
+                f"{case['channels']} channels, {case['size']}x{case['size']}",
+                f"{case['batch']}",
+                f"{case['threads']}",
+                f"{min(ms['torch contiguous'], ms['torch channels_last']):.2f}",
+                f"{ms[paths[0]]:.2f}",
+                *(f"{ratio[path]:.1f}x" for path in paths),
+                f"{100 * share:.0f} %",
+            ]
+        )
+    head = ["3x3 layer", "batch", "threads", "torch, ms", f"{paths[0]}, ms"]
+    yield from table(head + [f"{path}: faster" for path in paths] + ["of the limit"], rows)
+    yield ""
+    yield f"The limit is {rates['limit']:.2e} binary multiply-accumulates a second and thread."
+    yield ""
+    rows = [
+        [
+            f"{case['batch']}",
+            f"{case['threads']}",
+            f"{case['milliseconds']['packed']:.1f}",
+            *(
+                f"{case['times_slower_than_packed'][name]:.1f}x"
+                for name in ("float twin", "float twin, channels_last", "torchvision")
+            ),
+        ]
+        for case in data["networks"]
+    ]
+    others = ["float twin", "twin, channels last", "torchvision"]
+    head = ["ResNet-18, 224x224: batch", "threads", "packed, ms"]
+    yield from table(head + [f"{name}: slower" for name in others], rows)
+
+
+def imresize(data: dict[str, Any]) -> Iterator[str]:
+    """Times of ours, ratios to the others."""
+    rows = [
+        [
+            case["case"],
+            f"{case['threads']}",
+            f"{case['milliseconds']['papers_shared']:.1f}",
+            f"{case['times_faster_than_basicsr']:.1f}x",
+            f"{case['times_faster_than_interpolate']:.1f}x",
+            f"{case['largest_difference_from_basicsr']:.1e}",
+        ]
+        for case in data["results"]
+    ]
+    head = ["pictures and scale", "threads", "ours, ms", "faster than basicsr"]
+    yield from table([*head, "faster than F.interpolate", "difference from basicsr"], rows)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
+    "binary_conv": binary_conv,
+    "imresize": imresize,
+}
+
+
+def markdown() -> str:
+    """All tables, each under its name and the machine it was measured on."""
+    lines = []
+    for name, render in TABLES.items():
+        data = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        machine = data["machine"]
+        versions = ", ".join(f"{key} {value}" for key, value in machine["versions"].items())
+        where = f"{machine['cpu']}, {machine['cores']} cores, {versions}, {machine['date'][:10]}"
+        lines += [f"### {name}", "", f"{where}.", "", *render(data), ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
