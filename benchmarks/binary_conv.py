@@ -17,15 +17,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime as dt
-import json
 import os
-import platform
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +32,7 @@ from adabin.packed import pack
 from papers_shared.complexity import compare_latency
 from papers_shared.kernels import binary_conv2d_cpu, pack_weight
 from papers_shared.kernels.binary_conv2d import prepare
-from papers_shared.workspace import workspace_root
+from papers_shared.tables.benchmark import save_benchmark
 
 LAYERS = {64: 56, 128: 28, 256: 14, 512: 7}  # channels in and out -> height and width
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -124,25 +119,6 @@ def limits() -> dict[str, float]:
     return {"limit": registers or tiles[paths[0]], **tiles}
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
-    cpu = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = names[0].split(":")[1].strip() if names else cpu
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "paths": binary_conv2d_cpu.paths(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "torchvision")},
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-    }
-
-
 def print_layer(result: dict[str, Any], limit: float) -> None:
     """One line of the first table."""
     ms, ratio = result["milliseconds"], result["times_faster_than_torch"]
@@ -165,9 +141,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="fewer settings, under 40 seconds")
     quick = parser.parse_args(argv).quick
-    root = workspace_root()
-    if root is None:
-        raise SystemExit("error: run this inside the checkout, whose results/ it writes to")
     before, cores = torch.get_num_threads(), os.cpu_count() or 1
     try:
         rates = limits()
@@ -196,17 +169,13 @@ def main(argv: list[str] | None = None) -> int:
             others = ", ".join(f"{n} {ms[n]:.1f} ({ratio[n]:.2f}x)" for n in ratio)
             print(f"batch {batch}, threads {threads}: packed {ms['packed']:.2f}, {others}")
     torch.set_num_threads(before)
-    path = root / "results" / "bench" / "binary_conv.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     results = {
-        "machine": machine(),
         "quick": quick,
         "binary_macs_per_second_of_one_thread": rates,
         "layers": layers,
         "networks": whole,
     }
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"written to {path.relative_to(root)}")
+    save_benchmark("binary_conv", results, distributions=["torch", "torchvision"])
     return 0
 
 

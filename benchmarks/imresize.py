@@ -6,15 +6,9 @@ candidates take turns within one run, so a ratio is fairer than the times it com
 
 from __future__ import annotations
 
-import datetime as dt
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +17,7 @@ from torch import Tensor
 
 from papers_shared._basicsr import basicsr_module
 from papers_shared.data.resize import imresize
-from papers_shared.workspace import workspace_root
+from papers_shared.tables.benchmark import save_benchmark
 
 CASES = {  # name -> shape, scale, rounds
     "1 x 3x1356x2040, 1/4": ((1, 3, 1356, 2040), 1 / 4, 11),
@@ -66,23 +60,6 @@ def measure(x: Tensor, scale: float, rounds: int) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
-    cpu = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = names[0].split(":")[1].strip() if names else cpu
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "basicsr")},
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-    }
-
-
 def line(name: str, threads: int, result: Mapping[str, Any]) -> str:
     """One line of the printed table."""
     ms = result["milliseconds"]
@@ -96,9 +73,6 @@ def line(name: str, threads: int, result: Mapping[str, Any]) -> str:
 
 def main() -> int:
     """Measure, print, and write results/bench/imresize.json."""
-    root = workspace_root()
-    if root is None:
-        raise SystemExit("error: run this inside the checkout, whose results/ it writes to")
     before = torch.get_num_threads()
     results = []
     print(
@@ -114,10 +88,7 @@ def main() -> int:
             print(line(name, threads, result), flush=True)
             results.append({"case": name, "threads": threads, **result})
     torch.set_num_threads(before)
-    path = root / "results" / "bench" / "imresize.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
-    print(f"written to {path.relative_to(root)}")
+    save_benchmark("imresize", {"results": results}, distributions=["torch", "basicsr"])
     return 0
 
 

@@ -1,0 +1,53 @@
+"""Where a benchmark's figures go, with the machine that they were measured on."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from papers_shared.tables.provenance import processor
+from papers_shared.workspace import workspace_root
+
+
+def machine(*, distributions: Sequence[str]) -> dict[str, Any]:
+    """Processor, cores, load, system, Python, the named distributions' versions, and the date."""
+    return {
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in distributions},
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def save_benchmark(name: str, results: Mapping[str, Any], *, distributions: Sequence[str]) -> Path:
+    """Write ``results/bench/<name>.json`` at the workspace's root.
+
+    Args:
+        name: of the benchmark.
+        results: what was measured; ``machine`` is added.
+        distributions: whose versions matter.
+
+    Returns:
+        the file written, which is also printed.
+
+    Raises:
+        FileNotFoundError: there is no checkout around the working folder or this library.
+    """
+    root = workspace_root()
+    if root is None:
+        raise FileNotFoundError("run this inside the checkout, whose results/ it writes to")
+    path = root / "results" / "bench" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"machine": machine(distributions=distributions), **results}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {path.relative_to(root)}")
+    return path
