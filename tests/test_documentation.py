@@ -80,8 +80,10 @@ def test_a_command_of_a_readme_works(page: str, command: str, folder: Path) -> N
         options_exist(arguments, folder)
         return
     done = run(arguments, folder)
-    if done.returncode == 2 and "is not on this machine" in done.stderr:
+    missing = folder / f"{page}.missing"  # later commands of a page use what earlier ones make
+    if done.returncode == 2 and ("is not on this machine" in done.stderr or missing.exists()):
         assert not os.environ.get("PAPERS_MIRROR"), done.stderr
+        missing.touch()
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
 
