@@ -3,6 +3,7 @@
 Nothing is compiled on import; a C++ extension is built when a CPU backend first runs.
 """
 
+from papers_shared.kernels.adafm import adafm, adafm_matrix, group_norm_adafm
 from papers_shared.kernels.binary_conv2d import binary_conv2d
 from papers_shared.kernels.packed_binary_conv2d import PackedBinaryConv2d, batch_norm_affine
 from papers_shared.kernels.packed_binary_weight import PackedBinaryWeight, pack_weight
@@ -10,7 +11,10 @@ from papers_shared.kernels.packed_binary_weight import PackedBinaryWeight, pack_
 __all__ = [
     "PackedBinaryConv2d",
     "PackedBinaryWeight",
+    "adafm",
+    "adafm_matrix",
     "batch_norm_affine",
     "binary_conv2d",
+    "group_norm_adafm",
     "pack_weight",
 ]
