@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from papers_shared.complexity import (
@@ -70,6 +71,103 @@ def test_the_two_rules_differ_in_attention_products_and_name_themselves():
     assert "two for each multiply-accumulate" in by_operator.rule
     with pytest.raises(ValueError, match="unknown rule 'fvcore'; choose from conv_linear"):
         count_macs(tower, (1, 3, 8, 8), rule="fvcore")
+
+
+class Attention(nn.Module):
+    """A convolution, normalized and activated, attention over its pixels, enlarged."""
+
+    def __init__(self, functional):
+        super().__init__()
+        self.functional = functional
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.GroupNorm(4, 8)
+        self.qkv = nn.Linear(8, 24)
+        self.out = nn.Conv2d(8, 2, 1, bias=False)
+        self.modules_instead = nn.ModuleList(
+            [nn.SiLU(), nn.GELU(), nn.Softmax(dim=-1), nn.Upsample(scale_factor=2)]
+        )
+
+    def forward(self, x):
+        silu, gelu, softmax, upsample = self.modules_instead
+        x = self.norm(self.conv(x))
+        x = F.silu(x) if self.functional else silu(x)
+        tokens = x.flatten(2).transpose(1, 2).unflatten(-1, (2, 4)).transpose(1, 2)
+        tokens = self.qkv(tokens.transpose(1, 2).flatten(2)).unflatten(-1, (3, 2, 4))
+        q, k, v = tokens.permute(2, 0, 3, 1, 4)
+        if self.functional:
+            seen = F.scaled_dot_product_attention(q, k, v)
+        else:
+            seen = softmax(q @ k.transpose(-2, -1) / 2) @ v
+        seen = seen.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:])
+        seen = F.gelu(seen) if self.functional else gelu(seen)
+        seen = F.interpolate(seen, scale_factor=2) if self.functional else upsample(seen)
+        return F.interpolate(self.out(seen), scale_factor=2, mode="bilinear")
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("functional", [True, False])
+def test_calflops_rule_counts_calls_whether_of_modules_or_functions(functional, device):
+    count = count_macs(Attention(functional), (2, 3, 4, 6), rule="calflops", device=device)
+    batch, pixels, heads = 2, 24, 2
+    assert count.by_kind == {
+        "convolution": 2 * batch * (pixels * 8 * 27 + 4 * pixels * 2 * 8),
+        "bias": batch * 8 * pixels,  # the 1x1 convolution has none
+        "linear": 2 * batch * pixels * 8 * 24,  # no bias
+        "group_norm": 5 * batch * 8 * pixels,
+        "silu": batch * 8 * pixels,
+        "gelu": batch * 8 * pixels,
+        "softmax": batch * heads * pixels**2,
+        "upsample": batch * 8 * pixels,  # the input; bilinear is not counted
+    }
+    assert count.total == sum(count.by_kind.values()) == sum(count.by_module.values())
+    assert count.by_module["conv"] == batch * (2 * pixels * 8 * 27 + 8 * pixels)
+    own = {"silu", "softmax", "gelu", "upsample"}
+    if functional:
+        assert count.by_module[""] == sum(count.by_kind[kind] for kind in own)
+    else:
+        assert count.by_module["modules_instead.2"] == count.by_kind["softmax"]
+    assert "attention products" in count.rule
+
+
+def test_calflops_rule_on_transposed_convolutions_keywords_and_methods():
+    class Calls(nn.Module):
+        def forward(self, x):
+            x = F.conv_transpose2d(
+                x, weight=x.new_zeros(4, 3, 2, 2), bias=x.new_zeros(6), stride=2, groups=2
+            )
+            return F.linear(input=x.softmax(-1), weight=x.new_zeros(5, 10))
+
+    count = count_macs(Calls(), (1, 4, 5, 5), rule="calflops")
+    made = 6 * 10 * 10
+    assert count.by_kind == {
+        "convolution": 2 * 4 * 25 * 3 * 4,
+        "bias": made,
+        "softmax": made,
+        "linear": 2 * 6 * 10 * 5 * 10,
+    }
+
+
+def test_calflops_rule_refuses_what_it_cannot_see_into():
+    class Opaque(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2)
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0]
+
+    with pytest.raises(ValueError, match=r"nn\.MultiheadAttention; .*rule='flop_counter'"):
+        count_macs(Opaque(), (1, 4, 8), rule="calflops")
+
+
+def test_kinds_of_operations_add_up_to_the_total_under_every_rule():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    macs = {"convolution": 4 * 36 * 27, "linear": 288}
+    assert count_macs(net, (1, 3, 8, 8)).by_kind == macs
+    flops = count_macs(net, (1, 3, 8, 8), rule="flop_counter").by_kind
+    assert flops == {"aten.convolution": 2 * macs["convolution"], "aten.addmm": 2 * macs["linear"]}
+    calflops = count_macs(net, (1, 3, 8, 8), rule="calflops").by_kind
+    assert calflops == {**{k: 2 * v for k, v in macs.items()}, "bias": 4 * 36}
 
 
 @pytest.mark.parametrize("rule", ["conv_linear", "flop_counter"])

@@ -7,9 +7,7 @@ products are left out.
 
 from __future__ import annotations
 
-import copy
 import json
-import math
 import statistics
 import tempfile
 import time
@@ -21,9 +19,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Rule = Literal["conv_linear", "flop_counter"]
-# The shape of the one input, batch included, or the forward pass's arguments by position or name.
-Inputs = Sequence[int] | Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+from papers_shared._counting import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    Inputs,
+    copy_on,
+    count_calls,
+    count_modules,
+    count_operators,
+    module_macs,
+)
+
+Rule = Literal["conv_linear", "flop_counter", "calflops"]
 
 RULES: Mapping[Rule, str] = {
     "conv_linear": (
@@ -34,9 +41,15 @@ RULES: Mapping[Rule, str] = {
         "FLOPs of torch.utils.flop_counter, two for each multiply-accumulate of a convolution, "
         "matrix product or attention operator"
     ),
+    "calflops": (
+        "FLOPs as the package calflops counts them: two for each multiply-accumulate of a "
+        "convolution and one for each output element where it has a bias, two for each "
+        "multiply-accumulate of a linear layer, five for each output element of a group "
+        "normalization, one for each output element of SiLU, GELU and softmax and for each input "
+        "element of a nearest-neighbour enlargement; attention products, FFTs, additions, "
+        "products and everything else are not counted"
+    ),
 }
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -47,12 +60,15 @@ class Operations:
         total: all that ``rule`` counts.
         binary: the part in modules that are binary; ``total - binary`` is full precision.
         by_module: name to count, modules that have none left out.
+        by_kind: kind of operation to count: "convolution", "linear" and so on; operators' names
+            under the rule "flop_counter".
         rule: how it was counted, in words.
     """
 
     total: int
     binary: int
     by_module: dict[str, int] = field(repr=False)
+    by_kind: dict[str, int] = field(repr=False)
     rule: str
 
 
@@ -79,30 +95,40 @@ def count_macs(
         model: any module.
         inputs: the input's shape, (1, C, H, W) for a count per image, or the tensors of the
             forward pass by position or by name.
-        rule: "conv_linear" counts modules, "flop_counter" operators, see ``RULES``.
+        rule: "conv_linear" counts modules, "flop_counter" operators, "calflops" calls of torch's
+            functions, by modules or directly; see ``RULES``.
         is_binary: which modules work on single bits.
         device: "meta" costs neither memory nor time; "cpu" for networks whose forward pass needs
             real values.
 
     Raises:
-        ValueError: unknown rule, or the network does not run on the meta device.
+        ValueError: unknown rule, the network does not run on the meta device, or it has an
+            nn.MultiheadAttention, which "calflops" cannot see into.
     """
     if rule not in RULES:
         raise ValueError(f"unknown rule {rule!r}; choose from {', '.join(RULES)}")
-    network = _copy_on(model, device)
+    network = copy_on(model, device)
     binary = {
         name
         for name, module in model.named_modules()
         if is_binary is not None and is_binary(module)
     }
     if rule == "conv_linear":
-        counts = _count_modules(network, inputs, _module_macs, device=device)
+        entries = count_modules(network, inputs, module_macs, device=device)
+    elif rule == "flop_counter":
+        entries = count_operators(network, inputs, device=device)
     else:
-        counts = _count_operators(network, inputs, device=device)
+        entries = count_calls(network, inputs, device=device)
+    by_module: dict[str, int] = {}
+    by_kind: dict[str, int] = {}
+    for name, kind, number in entries:
+        by_module[name] = by_module.get(name, 0) + number
+        by_kind[kind] = by_kind.get(kind, 0) + number
     return Operations(
-        total=sum(counts.values()),
-        binary=sum(count for name, count in counts.items() if name in binary),
-        by_module=counts,
+        total=sum(by_module.values()),
+        binary=sum(count for name, count in by_module.items() if name in binary),
+        by_module=by_module,
+        by_kind=by_kind,
         rule=RULES[rule],
     )
 
@@ -115,107 +141,10 @@ def activation_elements(model: nn.Module, inputs: Inputs, *, device: str = "meta
     """
 
     def elements(module: nn.Module, given: Tensor, made: Tensor) -> int:
-        return made.numel() if isinstance(module, _CONVOLUTIONS + _TRANSPOSED) else 0
+        return made.numel() if isinstance(module, CONVOLUTIONS + TRANSPOSED) else 0
 
-    return sum(_count_modules(_copy_on(model, device), inputs, elements, device=device).values())
-
-
-def _module_macs(module: nn.Module, given: Tensor, made: Tensor) -> int:
-    if isinstance(module, nn.Linear):
-        return made.numel() * module.in_features
-    if isinstance(module, _CONVOLUTIONS):
-        return made.numel() * math.prod(module.kernel_size) * module.in_channels // module.groups
-    if isinstance(module, _TRANSPOSED):
-        return given.numel() * math.prod(module.kernel_size) * module.out_channels // module.groups
-    return 0
-
-
-def _copy_on(model: nn.Module, device: str) -> nn.Module:
-    # Handing deepcopy the finished copies of all tensors saves copying the weights themselves.
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in (*module._parameters.values(), *module._buffers.values()):
-            _memorize(value, memo, device)
-        for value in vars(module).values():  # tensors that are neither
-            _memorize(value, memo, device)
-    return copy.deepcopy(model, memo).eval()
-
-
-def _memorize(value: Any, memo: dict[int, Any], device: str) -> None:
-    if isinstance(value, Tensor) and id(value) not in memo:
-        moved = value.detach().to(device, copy=True)
-        memo[id(value)] = nn.Parameter(moved, False) if isinstance(value, nn.Parameter) else moved
-
-
-def _forward(network: nn.Module, inputs: Inputs, device: str) -> None:
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    if isinstance(inputs, Mapping):
-        kwargs = {name: value.to(device) for name, value in inputs.items()}
-    elif isinstance(inputs, Tensor):
-        args = [inputs.to(device)]
-    elif all(isinstance(item, int) for item in inputs):
-        args = [torch.zeros(*inputs, device=device)]
-    else:
-        args = [item.to(device) for item in inputs]  # type: ignore[union-attr]
-    try:
-        with torch.no_grad():
-            network(*args, **kwargs)
-    except (NotImplementedError, RuntimeError) as error:
-        if device != "meta":
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{type(network).__name__} does not run on the meta device ({reason}); check the "
-            "inputs, or count with device='cpu'"
-        ) from error
-
-
-def _count_modules(
-    network: nn.Module,
-    inputs: Inputs,
-    count: Callable[[nn.Module, Tensor, Tensor], int],
-    *,
-    device: str,
-) -> dict[str, int]:
-    counts: dict[str, int] = {}
-
-    def watch(name: str, module: nn.Module) -> None:
-        def hook(module: nn.Module, given: tuple[Any, ...], made: Any) -> None:
-            if number := count(module, given[0], made):
-                counts[name] = counts.get(name, 0) + number
-
-        module.register_forward_hook(hook)
-
-    for name, module in network.named_modules():
-        if isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)):
-            watch(name, module)
-    _forward(network, inputs, device)
-    return counts
-
-
-def _count_operators(network: nn.Module, inputs: Inputs, *, device: str) -> dict[str, int]:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    with counter:
-        _forward(network, inputs, device)
-    root = type(network).__name__
-    flops = {
-        name.removeprefix(root).removeprefix("."): sum(operators.values())
-        for name, operators in counter.get_flop_counts().items()
-        if name != "Global"
-    }
-    # A module's figure includes those of the modules it calls; what is left is its own.
-    own = dict(flops)
-    for name in flops:
-        caller = name
-        while caller:
-            caller = caller.rpartition(".")[0]
-            if caller in flops:  # a ModuleList is called by nobody
-                own[caller] -= flops[name]
-                break
-    return {name: number for name, number in own.items() if number}
+    entries = count_modules(copy_on(model, device), inputs, elements, device=device)
+    return sum(number for _, _, number in entries)
 
 
 @dataclass(frozen=True)
