@@ -1,0 +1,21 @@
+"""Networks on pictures of any size: tiles, memory, colour correction, files and folders.
+
+def network(tiles, origins):  # (N, 3, h, w) -> (N, 3, 4 h, 4 w)
+    return model(tiles.to(device), noise=noise_at(origins))
+
+large = run_tiled(network, photo, scale=4, tile=256, overlap=32, multiple=64)
+large = match_colour(large, photo, method="wavelet")
+"""
+
+from papers_shared.inference.memory import OutOfMemory, available_memory, plan_tile
+from papers_shared.inference.tiles import Origin, count_tiles, run_tiled, tile_starts
+
+__all__ = [
+    "Origin",
+    "OutOfMemory",
+    "available_memory",
+    "count_tiles",
+    "plan_tile",
+    "run_tiled",
+    "tile_starts",
+]
