@@ -7,6 +7,7 @@ OpenCV (``pip install opencv-python-headless``), and without it they are refused
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,11 +27,13 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", "
 # --------------------------------------------------------------------------- files
 
 
-def read_image(path: Path | str, *, mode: Mode = "rgb") -> Tensor:
+def read_image(
+    path: Path | str, *, mode: Mode = "rgb", truncated: Literal["error", "warn"] = "error"
+) -> Tensor:
     """Read a photograph, upright (the EXIF orientation is applied).
 
-    Palettes are expanded, CMYK is converted without a colour profile, and of an animation the
-    first frame is taken.
+    The format is told by the content, not by the suffix. Palettes are expanded, CMYK is converted
+    without a colour profile, and of an animation the first frame is taken.
 
     Args:
         path: a file in any format that Pillow knows, 8 or 16 bits a channel.
@@ -38,6 +41,9 @@ def read_image(path: Path | str, *, mode: Mode = "rgb") -> Tensor:
             ``grey``: 1 channel, 0.299 R + 0.587 G + 0.114 B of colour files;
             ``rgba``: 4 channels, alpha is 1 where the file has none;
             ``stored``: 1 (grey), 2 (grey, alpha), 3 or 4 channels, as the file has them.
+        truncated: what a JPEG file that ends too early does: ``error``, or ``warn``: it is decoded
+            as far as it goes, the rest is what the decoder fills it with, and a warning names the
+            file.
 
     Returns:
         float32 (C, H, W) in [0, 1]: the stored integers divided by 255 or 65535.
@@ -48,10 +54,12 @@ def read_image(path: Path | str, *, mode: Mode = "rgb") -> Tensor:
     """
     if mode not in ("rgb", "grey", "rgba", "stored"):
         raise ValueError(f"unknown mode {mode!r}; expected rgb, grey, rgba or stored")
+    if truncated not in ("error", "warn"):
+        raise ValueError(f"unknown truncated={truncated!r}; expected error or warn")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; expected an image to read")
-    array, orientation = _decode(path)
+    array, orientation = _decode(path, keep_truncated=truncated == "warn")
     full = 255 if array.dtype == np.uint8 else 65535
     image = torch.from_numpy(array.astype(np.float32) / full)
     image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
@@ -102,7 +110,7 @@ def to_uint8(image: Tensor) -> Tensor:
     return image.clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
-def _decode(path: Path) -> tuple[np.ndarray, int]:
+def _decode(path: Path, *, keep_truncated: bool) -> tuple[np.ndarray, int]:
     """Integers (H, W) or (H, W, C) as stored, palettes expanded, and the EXIF orientation."""
     from PIL import Image, UnidentifiedImageError
 
@@ -121,7 +129,24 @@ def _decode(path: Path) -> tuple[np.ndarray, int]:
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         # Pillow tells of damaged files by OSError, and of damaged PNGs by SyntaxError too.
         cause = " ".join(str(error).split())
+        if keep_truncated and (part := _decode_truncated_jpeg(data)) is not None:
+            warnings.warn(f"{path} is truncated, read as far as it goes: {cause}", stacklevel=3)
+            return _pixels(part, path), int(part.getexif().get(0x0112, 1))
         raise ValueError(f"{path} cannot be decoded, it is damaged or truncated: {cause}") from None
+
+
+def _decode_truncated_jpeg(data: bytes) -> Image.Image | None:
+    """What a truncated JPEG file holds; None if it is none. Its header must be whole."""
+    from PIL import ImageFile
+
+    # Pillow's switch for truncated files is global; its incremental parser needs none.
+    parser = ImageFile.Parser()
+    try:
+        parser.feed(data)
+    except OSError:
+        return None
+    found = parser.image
+    return found if found is not None and found.format == "JPEG" else None
 
 
 def _pixels(picture: Image.Image, path: Path) -> np.ndarray:
@@ -150,7 +175,7 @@ def _stored_bits(picture: Image.Image) -> int:
 
 
 def _decode_16bit_colour(data: bytes, path: Path) -> np.ndarray:
-    cv2 = _opencv(f"{path} has 16 bits a channel")
+    cv2 = opencv(f"{path} has 16 bits a channel")
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise ValueError(f"{path} cannot be decoded, it is damaged or truncated")
@@ -159,7 +184,8 @@ def _decode_16bit_colour(data: bytes, path: Path) -> np.ndarray:
     return array
 
 
-def _opencv(need: str) -> Any:
+def opencv(need: str) -> Any:
+    """The module cv2; ``need`` begins the ImportError's message where it is not installed."""
     try:
         import cv2
     except ImportError:
@@ -216,7 +242,7 @@ def _encode(array: np.ndarray, path: Path, quality: int) -> bytes:
     from PIL import Image
 
     if array.dtype == np.uint16:
-        cv2 = _opencv(f"{path} is to have 16 bits a channel")
+        cv2 = opencv(f"{path} is to have 16 bits a channel")
         if array.ndim == 3:
             array = array[..., [2, 1, 0, 3][: array.shape[2]]]
         return cv2.imencode(path.suffix, array)[1].tobytes()
