@@ -12,8 +12,9 @@ of every patch with one kernel K = irfft2(gains), and K is point-symmetric:
     y[i, j] = sum over u, v of M[(i, j), (u, v)] x[u, v]     M[(i, j), (u, v)] = K[i - u, j - v]
 
 with indices modulo p. M is a symmetric p^2 x p^2 matrix of a sample: one batched matrix product
-does what the transforms do, 2 to 6 times faster on a CPU. The columns of gains that stand for
-frequency 0 and p / 2 of an axis act through the mean of ``gains[k]`` and ``gains[-k mod p]``.
+does what the transforms do, several times faster on a CPU (benchmarks/README.md). The columns of
+gains that stand for frequencies 0 and p / 2 of the second axis act through the mean of
+``gains[k]`` and ``gains[-k mod p]``.
 
 The rows of M sum to gains[0, 0]: what is constant on each patch is multiplied by it.
 
@@ -25,8 +26,9 @@ Source: DiT-SR (AAAI 2025), "adaptive frequency modulation"; the matrix is worke
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -44,21 +46,24 @@ def adafm(x: Tensor, gains: Tensor, *, patch_size: int, backend: str = "auto") -
             H and W multiples of ``patch_size``.
         gains: (B, patch_size * (patch_size // 2 + 1)), a row-major (p, p // 2 + 1) for each sample.
         patch_size: the side p of a patch.
-        backend: ``matrix`` (one matrix product), ``reference`` (the Fourier transforms) or
-            ``auto`` (``matrix``).
+        backend: ``reference`` (the Fourier transforms), ``matrix`` (one matrix product, any
+            device), ``triton`` (the product without permuted copies; its backward pass is that of
+            ``matrix``) or ``auto``: ``triton`` for CUDA tensors where it can run and no gradient
+            is needed, ``matrix`` otherwise.
 
     Returns:
         (B, C, H, W) in ``x``'s dtype and memory format; differentiable in ``x`` and ``gains``.
 
     Raises:
         ValueError: shapes, dtypes or a backend that do not fit.
+        RuntimeError: ``triton`` was asked for and cannot run here.
 
     Source: this module's docstring.
     """
     _check(x, gains, patch_size)
-    operator = _operator(backend)
+    name = _backend(backend, x, [x, gains], patch_size)
     with _no_autocast(x.device):
-        return operator(x, gains, patch_size)
+        return _run(name, x, gains, patch_size)
 
 
 def group_norm_adafm(
@@ -72,10 +77,11 @@ def group_norm_adafm(
     eps: float = 1e-5,
     backend: str = "auto",
 ) -> Tensor:
-    """``adafm(group_norm(x), gains)``, in fewer passes over memory where no gradient is needed.
+    """``adafm(group_norm(x), gains)``, not rounded to ``x``'s dtype in between.
 
-    Without gradients the normalisation happens while the patches are copied for the matrix
-    product. The normalised tensor is not rounded to ``x``'s dtype in between.
+    Without gradients ``triton`` normalises as it reads the patches, in one kernel. On a CPU torch's
+    group norm stays a step of its own: to normalise while copying the patches takes longer than
+    that step and the plain copy together.
 
     Args:
         x, gains, patch_size, backend: as for :func:`adafm`.
@@ -88,6 +94,7 @@ def group_norm_adafm(
 
     Raises:
         ValueError: shapes, dtypes or a backend that do not fit.
+        RuntimeError: ``triton`` was asked for and cannot run here.
 
     Source: DiT-SR, the first step of attention and of the MLP in a block.
     """
@@ -98,17 +105,19 @@ def group_norm_adafm(
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None and value.shape != (channels,):
             raise ValueError(f"{name} of shape {tuple(value.shape)}: expected ({channels},)")
-    operator = _operator(backend)
     tensors = [t for t in (x, gains, weight, bias) if t is not None]
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    name = _backend(backend, x, tensors, patch_size)
     with _no_autocast(x.device):
+        if name == "triton" and not _wants_gradients(tensors):
+            from papers_shared.kernels import adafm_triton
+
+            affine = adafm_triton.group_norm_affine(x, weight, bias, num_groups, eps)
+            return adafm_triton.multiply(x, gains, patch_size, affine)
         kind = _compute_dtype(x)
         weight, bias = (None if t is None else t.to(kind) for t in (weight, bias))
-        if differentiable or operator is not _matrix:
-            normal = F.group_norm(x.to(kind), num_groups, weight, bias, eps)
-            return operator(normal, gains, patch_size).to(x.dtype)
-        scale, shift = _group_norm_affine(x, weight, bias, num_groups, eps)
-        return _matrix(x, gains, patch_size, scale, shift)
+        normal = F.group_norm(x.to(kind), num_groups, weight, bias, eps)
+        y = _run(name, normal, gains, patch_size)
+        return y.to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
 def adafm_matrix(gains: Tensor, patch_size: int) -> Tensor:
@@ -143,55 +152,26 @@ def _reference(x: Tensor, gains: Tensor, p: int) -> Tensor:
     return y.contiguous(memory_format=memory_format(x))
 
 
-def _matrix(
-    x: Tensor, gains: Tensor, p: int, scale: Tensor | None = None, shift: Tensor | None = None
-) -> Tensor:
-    """One product a sample: the pixels of a patch are rows (channels_last) or columns.
-
-    ``scale`` and ``shift``, (B, C), are applied to x as its patches are copied; no gradients then.
-    """
+def matrix_form(x: Tensor, gains: Tensor, patch_size: int) -> Tensor:
+    """One product a sample, in the layout that needs the cheapest copies; see :func:`adafm`."""
     batch, channels, height, width = x.shape
-    rows, columns = height // p, width // p
-    last = memory_format(x) is torch.channels_last
-    matrix = adafm_matrix(gains.to(_compute_dtype(x)), p)
-    if last:
+    p, rows, columns = patch_size, height // patch_size, width // patch_size
+    kind = _compute_dtype(x)
+    matrix = adafm_matrix(gains.to(kind), p)
+    if memory_format(x) is torch.channels_last:  # (p^2, p^2) @ (p^2, patches and C)
         patches = x.permute(0, 2, 3, 1).reshape(batch, rows, p, columns, p, channels)
-        patches = patches.transpose(2, 3)
-        per_channel = (batch, 1, 1, 1, 1, channels)
-    else:
-        patches = x.reshape(batch, channels, rows, p, columns, p).transpose(3, 4)
-        per_channel = (batch, channels, 1, 1, 1, 1)
-    if scale is None or shift is None:
-        packed = patches.to(matrix.dtype, memory_format=torch.contiguous_format).contiguous()
-    else:
-        packed = torch.empty(patches.shape, dtype=matrix.dtype, device=x.device)
-        torch.addcmul(shift.view(per_channel), patches, scale.view(per_channel), out=packed)
-    if last:  # (1, p^2, p^2) @ (patches, p^2, C)
-        y = matrix[:, None] @ packed.view(batch, rows * columns, p * p, channels)
-    else:  # (patches and C, p^2) @ (p^2, p^2), which is symmetric
-        y = packed.view(batch, channels * rows * columns, p * p) @ matrix
-    y = y.view(packed.shape).transpose(2, 3) if last else y.view(packed.shape).transpose(3, 4)
-    y = y.to(x.dtype, memory_format=torch.contiguous_format)
-    if last:
-        return y.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-    return y.reshape(x.shape)
+        packed = _copy(patches.permute(0, 2, 4, 1, 3, 5), kind)
+        y = (matrix @ packed.flatten(1, 2).flatten(2)).view(packed.shape).permute(0, 3, 1, 4, 2, 5)
+        return _copy(y, x.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
+    # (C and patches, p^2) @ (p^2, p^2), which is symmetric
+    packed = _copy(x.reshape(batch, channels, rows, p, columns, p).transpose(3, 4), kind)
+    y = (packed.flatten(4).flatten(1, 3) @ matrix).view(packed.shape).transpose(3, 4)
+    return _copy(y, x.dtype).view(x.shape)
 
 
-def _group_norm_affine(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
-) -> tuple[Tensor, Tensor]:
-    """(B, C) scale and shift such that the group norm of x is ``scale * x + shift``."""
-    batch, channels = x.shape[:2]
-    groups = x.to(_compute_dtype(x)).unflatten(1, (num_groups, -1))
-    variance, mean = torch.var_mean(groups, dim=(2, 3, 4), correction=0, keepdim=True)
-    scale = torch.rsqrt(variance + eps).view(batch, num_groups, 1)
-    scale = scale.expand(-1, -1, channels // num_groups)
-    if weight is not None:
-        scale = scale * weight.view(num_groups, -1)
-    shift = -mean.view(batch, num_groups, 1) * scale
-    if bias is not None:
-        shift = shift + bias.view(num_groups, -1)
-    return scale.reshape(batch, channels), shift.reshape(batch, channels)
+def _copy(x: Tensor, kind: torch.dtype) -> Tensor:
+    """Contiguous and of this dtype, in one pass."""
+    return x.to(kind, memory_format=torch.contiguous_format).contiguous()
 
 
 @functools.lru_cache(maxsize=32)
@@ -221,12 +201,36 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
-def _operator(backend: str) -> Callable[..., Tensor]:
-    if backend in ("auto", "matrix"):
-        return _matrix
-    if backend == "reference":
-        return _reference
-    raise ValueError(f"backend={backend!r}: expected auto, matrix or reference")
+def _backend(backend: str, x: Tensor, tensors: Sequence[Tensor], p: int) -> str:
+    """The backend that runs: reference, matrix or triton."""
+    if backend in ("reference", "matrix"):
+        return backend
+    if backend == "auto" and (x.device.type != "cuda" or _wants_gradients(tensors)):
+        return "matrix"
+    if backend not in ("auto", "triton"):
+        raise ValueError(f"backend={backend!r}: expected auto, reference, matrix or triton")
+    if importlib.util.find_spec("triton") is None:
+        reason: str | None = "triton is not installed"
+    else:
+        from papers_shared.kernels import adafm_triton
+
+        reason = adafm_triton.unavailable(x, p)
+    if reason is not None and backend == "triton":
+        raise RuntimeError(f"backend='triton' cannot run: {reason}")
+    return "matrix" if reason is not None else "triton"
+
+
+def _run(name: str, x: Tensor, gains: Tensor, p: int) -> Tensor:
+    if name == "triton":
+        from papers_shared.kernels import adafm_triton
+
+        y: Tensor = adafm_triton.TritonAdaFM.apply(x, gains, p)
+        return y
+    return (matrix_form if name == "matrix" else _reference)(x, gains, p)
+
+
+def _wants_gradients(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _check_gains(gains: Tensor, p: int) -> None:
