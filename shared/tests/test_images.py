@@ -80,6 +80,15 @@ def test_palettes_animations_and_cmyk_are_read(tmp_path):
     assert torch.equal(read_image(tmp_path / "animation.gif"), torch.ones(3, 4, 4))
     Image.new("CMYK", (4, 4), (0, 0, 0, 255)).save(tmp_path / "cmyk.tif")
     assert torch.equal(read_image(tmp_path / "cmyk.tif"), torch.zeros(3, 4, 4))
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
+    red = torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 8, 8)
+    torch.testing.assert_close(read_image(tmp_path / "cmyk.jpg"), red, rtol=0, atol=0.02)
+
+
+def test_the_content_tells_the_format_not_the_suffix(tmp_path):
+    write_image(picture(), tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.jpeg")
+    assert torch.equal(read_image(tmp_path / "a.jpeg"), picture())
 
 
 def test_a_text_file_named_png_is_refused_in_one_line(tmp_path):
@@ -96,6 +105,52 @@ def test_truncated_files_are_refused(tmp_path, suffix):
     (tmp_path / f"half{suffix}").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=f"half{suffix} cannot be decoded"):
         read_image(tmp_path / f"half{suffix}")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_truncated_jpeg_is_read_as_far_as_it_goes_on_request(tmp_path, progressive):
+    texture = torch.rand(3, 96, 64, generator=torch.Generator().manual_seed(0))
+    array = to_uint8(texture).permute(1, 2, 0).numpy()
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    whole, half = tmp_path / "whole.jpg", tmp_path / "half.jpg"
+    Image.fromarray(array).save(whole, progressive=progressive, exif=exif)
+    data = whole.read_bytes()
+    half.write_bytes(data[: len(data) * 3 // 4])
+    with pytest.warns(UserWarning, match=r"half\.jpg is truncated, read as far as it goes"):
+        found = read_image(half, truncated="warn")
+    expected = read_image(whole, truncated="warn")  # no warning: it is whole
+    assert found.shape == expected.shape == (3, 96, 64)
+    if progressive:  # the first scans hold the coarse picture of all
+        assert (found - expected).abs().mean() < (found.mean() - expected).abs().mean()
+    else:
+        assert torch.equal(found[:, 48:], expected[:, 48:])
+    assert not torch.equal(found[:, :24], expected[:, :24])
+
+
+def test_reading_truncated_files_on_request_does_not_hide_other_damage(tmp_path):
+    write_image(torch.rand(3, 64, 64), tmp_path / "a.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+    write_image(torch.rand(3, 64, 64), tmp_path / "a.jpg")
+    (tmp_path / "header.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:100])
+    for name in ("half.png", "header.jpg"):
+        with pytest.raises(ValueError, match=f"{name} cannot be decoded"):
+            read_image(tmp_path / name, truncated="warn")
+    with pytest.raises(ValueError, match="expected error or warn"):
+        read_image(tmp_path / "a.jpg", truncated="keep")
+
+
+@pytest.mark.skipif(not os.environ.get("PAPERS_MIRROR"), reason="PAPERS_MIRROR is not set")
+def test_realset65_is_read_with_its_odd_files():
+    from papers_shared.assets import fetch
+
+    folder = fetch("realset65").path
+    # flower2.jpeg is a PNG with alpha; the data of vegetable1.jpeg stop early.
+    shapes = {path.name: read_image(path).shape for path in list_images(folder)}
+    assert len(shapes) == 65
+    assert {shape[0] for shape in shapes.values()} == {3}
+    assert shapes["vegetable1.jpeg"] == (3, 168, 219)
+    assert read_image(folder / "flower2.jpeg", mode="stored").shape[0] == 4
 
 
 def test_missing_files_and_empty_folders_are_named(tmp_path):

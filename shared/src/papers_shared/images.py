@@ -43,7 +43,8 @@ def read_image(
             ``stored``: 1 (grey), 2 (grey, alpha), 3 or 4 channels, as the file has them.
         truncated: what a JPEG file that ends too early does: ``error``, or ``warn``: it is decoded
             as far as it goes, the rest is what the decoder fills it with, and a warning names the
-            file.
+            file. One that has its end marker all the same is read in both modes, without a
+            remark: Pillow does not tell.
 
     Returns:
         float32 (C, H, W) in [0, 1]: the stored integers divided by 255 or 65535.
@@ -136,17 +137,17 @@ def _decode(path: Path, *, keep_truncated: bool) -> tuple[np.ndarray, int]:
 
 
 def _decode_truncated_jpeg(data: bytes) -> Image.Image | None:
-    """What a truncated JPEG file holds; None if it is none. Its header must be whole."""
-    from PIL import ImageFile
+    """What a truncated JPEG file holds; None if it is none, or not even its header is whole."""
+    from PIL import Image
 
-    # Pillow's switch for truncated files is global; its incremental parser needs none.
-    parser = ImageFile.Parser()
+    # With an end marker the decoder makes do with what it has, progressive files included. Pillow's
+    # own switch for truncated files is global.
     try:
-        parser.feed(data)
-    except OSError:
+        picture = Image.open(io.BytesIO(data + b"\xff\xd9"), formats=["JPEG"])
+        picture.load()
+    except (OSError, SyntaxError):
         return None
-    found = parser.image
-    return found if found is not None and found.format == "JPEG" else None
+    return picture
 
 
 def _pixels(picture: Image.Image, path: Path) -> np.ndarray:

@@ -13,24 +13,21 @@ Blur kernels, filtering and JPEG are basicsr's (``pip install 'papers-shared[bas
 
 from __future__ import annotations
 
-import copy
-import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from papers_shared._basicsr import basicsr_module
+from papers_shared.data.degradation_stages import Noise, add_noise, blur, jpeg, resize
 from papers_shared.data.degradations import Range, blur_kernel, random_blur_kernel
 
 Generators = torch.Generator | int | Sequence[torch.Generator | int]
+Option = TypeVar("Option")
 MODES = ("area", "bilinear", "bicubic")
-# basicsr's JPEG divides by the step size, which is 0 at quality 100.
-_BEST_QUALITY = 99.99
 
 
 @dataclass(frozen=True)
@@ -162,16 +159,6 @@ TESTING = RealESRGANConfig(
 
 
 @dataclass(frozen=True)
-class Noise:
-    """``kind`` gaussian (``level``: deviation in levels of 255) or poisson (factor)."""
-
-    kind: Literal["gaussian", "poisson"]
-    level: float
-    grey: bool
-    seed: int
-
-
-@dataclass(frozen=True)
 class Order:
     """What one order does; ``kernel`` None is no blur."""
 
@@ -204,7 +191,7 @@ class Recipe:
     final_jpeg: float
 
 
-class _Dice:
+class Dice:
     """Plain random numbers of one generator."""
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -219,7 +206,7 @@ class _Dice:
     def chance(self, probability: float) -> bool:
         return self.uniform(0.0, 1.0) < probability
 
-    def pick(self, options: Sequence, weights: Sequence[float] | None = None):  # type: ignore[no-untyped-def]
+    def pick(self, options: Sequence[Option], weights: Sequence[float] | None = None) -> Option:
         weights = weights or [1.0] * len(options)
         left = self.uniform(0.0, sum(weights))
         for option, weight in zip(options, weights, strict=True):
@@ -242,7 +229,7 @@ def draw(config: RealESRGANConfig, generator: torch.Generator) -> Recipe:
     Raises:
         ImportError: basicsr is not installed.
     """
-    dice = _Dice(generator)
+    dice = Dice(generator)
     first = _draw_order(config.first, dice)
     jpeg_quality = dice.uniform(*config.first.jpeg_range)
     second = _draw_order(config.second, dice) if dice.chance(config.second_probability) else None
@@ -261,7 +248,7 @@ def draw(config: RealESRGANConfig, generator: torch.Generator) -> Recipe:
     )
 
 
-def _draw_order(config: OrderConfig, dice: _Dice) -> Order:
+def _draw_order(config: OrderConfig, dice: Dice) -> Order:
     kernel = _draw_kernel(config.kernel, dice) if dice.chance(config.blur_probability) else None
     smallest, largest = config.resize_range
     direction = dice.pick(("up", "down", "keep"), config.resize_probabilities)
@@ -279,7 +266,7 @@ def _draw_order(config: OrderConfig, dice: _Dice) -> Order:
     return Order(kernel=kernel, scale=scale, mode=mode, noise=noise)
 
 
-def _draw_kernel(config: KernelConfig, dice: _Dice) -> Tensor:
+def _draw_kernel(config: KernelConfig, dice: Dice) -> Tensor:
     if dice.chance(config.sinc_probability):
         return _draw_sinc(dice, config.padded_size, widest=13)
     size = dice.pick(range(3, config.padded_size, 2))
@@ -296,116 +283,11 @@ def _draw_kernel(config: KernelConfig, dice: _Dice) -> Tensor:
     return functional.pad(kernel, (border,) * 4)
 
 
-def _draw_sinc(dice: _Dice, padded_size: int, *, widest: float) -> Tensor:
+def _draw_sinc(dice: Dice, padded_size: int, *, widest: float) -> Tensor:
     """A low-pass kernel; from a side of ``widest`` on, cutoffs down to pi/5 instead of pi/3."""
     size = dice.pick(range(3, padded_size, 2))
     cutoff = dice.uniform(math.pi / (3 if size < widest else 5), math.pi)
     return blur_kernel("sinc", kernel_size=size, cutoff=cutoff, pad_to=padded_size)
-
-
-# --------------------------------------------------------------------------- stages
-
-
-def blur(image: Tensor, kernel: Tensor) -> Tensor:
-    """Correlate every channel with ``kernel``, reflecting at the border.
-
-    Args:
-        image: (B, C, H, W) floats, sides larger than half of the kernel's.
-        kernel: (k, k) with k odd, not all zero.
-
-    Raises:
-        ValueError: the kernel's shape.
-
-    Source: basicsr 1.4.2, ``filter2D``.
-    """
-    side = kernel.shape[-1]
-    if kernel.shape != (side, side) or side % 2 == 0:
-        raise ValueError(f"a blur kernel is (k, k) with k odd, got {tuple(kernel.shape)}")
-    # The zeros around a kernel change nothing, and take most of the time.
-    offsets = (torch.arange(side) - side // 2).abs()
-    rings = torch.maximum(offsets[:, None], offsets[None])
-    border = side // 2 - int(rings[kernel.cpu() != 0].max())
-    trimmed = kernel[border : side - border, border : side - border]
-    filter2d = basicsr_module("utils.img_process_util").filter2D
-    return filter2d(image, trimmed[None].to(image))
-
-
-def resize(
-    image: Tensor, mode: str, *, scale: float | None = None, size: Sequence[int] | None = None
-) -> Tensor:
-    """(B, C, H, W) -> ``size``, or the sides times ``scale`` rounded down; no anti-aliasing.
-
-    Args:
-        image: floats.
-        mode: ``area``, ``bilinear`` or ``bicubic`` (which may overshoot [0, 1]).
-        scale: factor of both sides.
-        size: (height, width).
-
-    Source: torch's ``interpolate``, with its defaults.
-    """
-    return functional.interpolate(
-        image, size=None if size is None else tuple(size), scale_factor=scale, mode=mode
-    )
-
-
-def add_noise(image: Tensor, noise: Noise) -> Tensor:
-    """Add Gaussian or Poisson noise and clip to [0, 1].
-
-    The noise is drawn on the CPU, so that it is the same on every device. Poisson noise is that
-    of as many levels as the picture has values, rounded up to a power of two.
-
-    Args:
-        image: (1, 3, H, W) floats near [0, 1].
-        noise: what to add.
-
-    Source: basicsr 1.4.2, ``add_gaussian_noise_pt`` and ``add_poisson_noise_pt``.
-    """
-    generator = torch.Generator().manual_seed(noise.seed)
-    if noise.kind == "gaussian":
-        shape = (1, 1, *image.shape[-2:]) if noise.grey else image.shape
-        added = torch.randn(shape, generator=generator).to(image) * noise.level / 255
-    else:
-        if noise.grey:
-            weights = image.new_tensor([0.2989, 0.587, 0.114])
-            base = torch.einsum("bchw,c->bhw", image, weights)[:, None]
-        else:
-            base = image
-        eight_bit = (base.clamp(0, 1) * 255).round().cpu()
-        values = torch.bincount(eight_bit.flatten().int(), minlength=256).count_nonzero().item()
-        seen, levels = eight_bit / 255, 2 ** math.ceil(math.log2(values))
-        counted = torch.poisson(seen * levels, generator=generator) / levels
-        added = (counted - seen).to(image) * noise.level
-    return (image + added).clamp(0, 1)
-
-
-def jpeg(image: Tensor, quality: float | Sequence[float]) -> Tensor:
-    """Compress and decompress: tables and rounding of JPEG, 4:2:0, values not rounded to 8 bits.
-
-    Args:
-        image: (B, 3, H, W) floats; clipped to [0, 1].
-        quality: above 0, up to 100 (taken as 99.99: 100 would divide by zero); one, or one an
-            image.
-
-    Raises:
-        ValueError: a quality outside (0, 100].
-
-    Source: basicsr 1.4.2, ``DiffJPEG(differentiable=False)``.
-    """
-    qualities = [quality] * len(image) if isinstance(quality, (int, float)) else list(quality)
-    if not all(0 < q <= 100 for q in qualities):
-        raise ValueError(f"JPEG quality must be above 0 and at most 100, got {quality}")
-    # basicsr turns the tensor into step sizes in place: a fresh one for every call.
-    capped = image.new_tensor([min(q, _BEST_QUALITY) for q in qualities])
-    with torch.no_grad():
-        return _codec(image.device)(image.clamp(0, 1), quality=capped)
-
-
-@functools.cache
-def _codec(device: torch.device) -> torch.nn.Module:
-    # basicsr's tables are parameters of its module, shared by all codecs; .to() would move them
-    # under the codecs of other devices.
-    codec = basicsr_module("utils.diffjpeg").DiffJPEG(differentiable=False)
-    return copy.deepcopy(codec).to(device).requires_grad_(False)
 
 
 # --------------------------------------------------------------------------- the whole
@@ -468,31 +350,39 @@ def degrade(
 
     Source: Real-ESRGAN, section 3; ResShift's training code for the order of the steps.
     """
-    _check(gt, config, scale)
-    samples = list(_generators(generators))
-    if len(samples) != len(gt):
-        raise ValueError(f"{len(gt)} samples need as many generators or seeds, got {len(samples)}")
+    check_images(gt, config.smallest_side(scale))
+    if any(side % scale for side in gt.shape[-2:]):
+        raise ValueError(f"the sides {list(gt.shape[-2:])} are not multiples of the scale {scale}")
     low = [
         apply(image, draw(config, generator), scale=scale)
-        for image, generator in zip(gt, samples, strict=True)
+        for image, generator in zip(gt, each_generator(generators, len(gt)), strict=True)
     ]
     return gt, torch.stack(low)
 
 
-def _generators(given: Generators) -> Iterator[torch.Generator]:
-    for one in given if isinstance(given, Sequence) else [given]:
-        yield one if isinstance(one, torch.Generator) else torch.Generator().manual_seed(one)
+def each_generator(given: Generators, count: int) -> list[torch.Generator]:
+    """One generator a sample; seeds become generators.
+
+    Raises:
+        ValueError: there are not ``count``.
+    """
+    listed = given if isinstance(given, Sequence) else [given]
+    if len(listed) != count:
+        raise ValueError(f"{count} samples need as many generators or seeds, got {len(listed)}")
+    return [
+        one if isinstance(one, torch.Generator) else torch.Generator().manual_seed(one)
+        for one in listed
+    ]
 
 
-def _check(gt: Tensor, config: RealESRGANConfig, scale: int) -> None:
+def check_images(gt: Tensor, smallest: int) -> None:
+    """Refuse what is not (B, 3, H, W) in [0, 1] with sides of at least ``smallest``."""
     if gt.ndim != 4 or gt.shape[1] != 3 or not len(gt) or not gt.is_floating_point():
         raise ValueError(
             f"expected RGB floats (B, 3, H, W) in [0, 1], got {tuple(gt.shape)} {gt.dtype}"
         )
     height, width = gt.shape[-2:]
-    if height % scale or width % scale:
-        raise ValueError(f"the sides {height}x{width} are not multiples of the scale {scale}")
-    if min(height, width) < (smallest := config.smallest_side(scale)):
+    if min(height, width) < smallest:
         raise ValueError(
             f"{height}x{width} is too small for this degradation, its filters need a side of "
             f"{smallest}; degrade a larger picture and crop the pair"
