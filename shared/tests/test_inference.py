@@ -4,16 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from papers_shared.inference import (
     OutOfMemory,
     available_memory,
+    colour,
     count_tiles,
+    match_colour,
     plan_tile,
     run_tiled,
     tile_starts,
 )
 from papers_shared.inference import tiles as tiles_module
+from papers_shared.inference.colour import low_frequencies
 from papers_shared.inference.memory import is_out_of_memory, linux_available
 from papers_shared.inference.tiles import pad_to_multiple, side_weights
 
@@ -289,3 +293,79 @@ def test_limits_of_a_container_count(tmp_path, version, path):
     assert linux_available(tmp_path) == 130000
     (group / limit).write_text("max\n" if version == 2 else f"{2**63 - 4096}\n")
     assert linux_available(tmp_path) == 800 * 1024
+
+
+# --------------------------------------------------------------------------- colour
+
+
+def smooth_picture(size=96, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return F.interpolate(torch.rand(1, 3, 6, 6, generator=generator), size, mode="bicubic")[0]
+
+
+def test_low_frequencies_are_five_dilated_passes_of_the_3x3_kernel():
+    image = levels(3, 40, 50)
+    kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]).div(16).expand(3, 1, 3, 3)
+    expected = image[None]
+    for step in (1, 2, 4, 8, 16):
+        padded = F.pad(expected, (step,) * 4, mode="replicate")
+        expected = F.conv2d(padded, kernel, dilation=step, groups=3)
+    torch.testing.assert_close(low_frequencies(image), expected[0])
+
+
+@pytest.mark.parametrize(("method", "contrast"), [("wavelet", 1.0), ("adain", 0.8)])
+def test_a_colour_cast_is_removed(method, contrast):
+    clean = smooth_picture() + 0.1 * (levels(3, 96, 96) - 0.5)
+    cast = contrast * clean + torch.tensor([0.1, -0.05, 0.02])[:, None, None]
+    fixed = match_colour(cast, clean, method)
+    torch.testing.assert_close(fixed, clean, rtol=0, atol=1e-4)
+
+
+def test_wavelet_keeps_high_frequencies_exactly():
+    image, reference = levels(3, 64, 64), smooth_picture(64)
+    fixed = match_colour(image, reference, "wavelet")
+    torch.testing.assert_close(
+        fixed, image - low_frequencies(image) + low_frequencies(reference), rtol=0, atol=1e-5
+    )
+
+
+def test_adain_takes_mean_and_contrast_of_each_picture():
+    images = torch.stack([levels(3, 64, 48), levels(3, 64, 48) ** 2])
+    references = torch.stack([smooth_picture(64)[..., :48], smooth_picture(64, 1)[..., :48]])
+    fixed = match_colour(images, references, "adain")
+    torch.testing.assert_close(fixed.mean((-1, -2)), references.mean((-1, -2)))
+    torch.testing.assert_close(fixed.std((-1, -2)), references.std((-1, -2)), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("method", ["wavelet", "adain"])
+@pytest.mark.parametrize("factor", [1, 3, 4])
+def test_strips_give_what_the_whole_picture_gives(monkeypatch, method, factor):
+    reference = levels(3, 60, 25)
+    image = levels(3, 60 * factor, 25 * factor)
+    large = F.interpolate(reference[None], scale_factor=factor, mode="bicubic")[0]
+    whole = match_colour(image, large if factor > 1 else reference, method)
+    monkeypatch.setattr(colour, "_STRIP_PIXELS", 13 * 25 * factor)
+    torch.testing.assert_close(match_colour(image, reference, method), whole, rtol=0, atol=2e-6)
+
+
+def test_colour_of_tiny_and_constant_pictures():
+    flat = torch.full((3, 4, 4), 0.5)
+    for method in ("wavelet", "adain"):
+        fixed = match_colour(flat, torch.full((3, 1, 1), 0.25), method)
+        torch.testing.assert_close(fixed, torch.full((3, 4, 4), 0.25))
+    assert match_colour(flat, flat, "none") is flat
+
+
+@pytest.mark.parametrize(
+    ("image", "reference", "method", "message"),
+    [
+        (torch.zeros(3, 8, 8), torch.zeros(3, 8, 8), "histogram", "expected wavelet, adain"),
+        (torch.zeros(1, 8, 8), torch.zeros(1, 8, 8), "adain", r"floats \(\.\.\., 3, H, W\)"),
+        (torch.zeros(3, 8, 8), torch.zeros(3, 3, 3), "adain", "nor smaller by a whole factor"),
+        (torch.zeros(3, 8, 8), torch.zeros(3, 4, 2), "wavelet", "nor smaller by a whole factor"),
+        (torch.zeros(3, 8, 8), torch.zeros(3, 9, 9), "wavelet", "nor smaller by a whole factor"),
+    ],
+)
+def test_pictures_whose_colours_cannot_be_matched_are_refused(image, reference, method, message):
+    with pytest.raises(ValueError, match=message):
+        match_colour(image, reference, method)
