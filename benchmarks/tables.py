@@ -79,9 +79,31 @@ def imresize(data: dict[str, Any]) -> Iterator[str]:
     yield from table([*head, "faster than F.interpolate", "difference from basicsr"], rows)
 
 
+def adafm(data: dict[str, Any]) -> Iterator[str]:
+    """Ratios of the two forms on one size; the times were taken beside other work."""
+    rows = [
+        [
+            case["operation"],
+            f"{case['batch']}",
+            case["layout"],
+            f"{case['threads']}",
+            f"{case['times_faster']:.1f}x",
+            f"{case['times_faster_p10']:.1f}x to {case['times_faster_p90']:.1f}x",
+            f"{case['largest_difference']:.1e}",
+        ]
+        for case in data["results"]
+    ]
+    shape, p = f"{data['channels']} channels, {data['side']}x{data['side']}", data["patch_size"]
+    yield f"{shape}, patches of {p}x{p}; load of the machine {data['machine']['load']:.1f}."
+    yield ""
+    head = ["operation", "batch", "layout", "threads", "matrix faster than Fourier"]
+    yield from table([*head, "8 rounds of 10", "largest difference"], rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "binary_conv": binary_conv,
     "imresize": imresize,
+    "adafm": adafm,
 }
 
 
