@@ -119,12 +119,27 @@ def test_a_catalogue_entry_needs_known_keys_and_checksums(tmp_path: Path) -> Non
     path = tmp_path / "catalogue.yaml"
     for text, message in (
         ("net: {title: t, licence: l, forms: {m: {files: [{path: a}]}}}", "checksum"),
+        ("net: {forms: {m: {files: [{path: a, md5: b, unverified: true}]}}}", "or else unverified"),
         ("net: {title: t, licence: l, form: {}}", "no forms"),
         ("net: {title: t, licence: l, forms: {m: {files: [{path: a, sha: b}]}}}", "unknown key"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             assets.load_catalogue(path)
+
+
+def test_a_file_without_a_known_checksum_is_used_but_never_downloaded(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = assets.File("free.pth", unverified=True, url="https://x/free.pth")
+    asset = assets.Asset("free", title="t", licence="l", forms=(assets.Form("original", (file,)),))
+    monkeypatch.setattr(assets, "catalogue", lambda: {"free": asset})
+    monkeypatch.setattr(assets, "_download", lambda *_: pytest.fail("downloaded"))
+    with pytest.raises(assets.AssetMissing, match=r"https://x/free\.pth"):
+        assets.fetch("free")
+    put(mirror / "free.pth")
+    assets._by_name.cache_clear()
+    assert assets.fetch("free").checksums == {"free.pth": f"sha256:{SHA256} (not verified)"}
 
 
 def test_every_catalogued_asset_says_its_licence() -> None:

@@ -9,7 +9,8 @@ takes the first form it can find, in this order:
 3. the cache (``PAPERS_CACHE``, else the user's cache folder),
 4. a download, with a progress bar.
 
-A file whose checksum differs from the catalogue's is refused and left as it is.
+A file whose checksum differs from the catalogue's is refused and left as it is. A file marked
+``unverified``, whose checksum nobody has published, is never downloaded: its user puts it there.
 
 Command line: ``python -m papers_shared.assets list | where NAME | fetch NAME``.
 """
@@ -45,7 +46,10 @@ class AssetCorrupt(ValueError):
 
 @dataclass(frozen=True)
 class File:
-    """One file of a form, or one folder (``glob`` set): the digest is then of its listing."""
+    """One file of a form, or one folder (``glob`` set): the digest is then of its listing.
+
+    ``unverified`` says that its checksum is not known.
+    """
 
     path: str
     sha256: str = ""
@@ -57,6 +61,7 @@ class File:
     gdrive: str = ""
     hub: str = ""  # "repository:file@revision" on the Hugging Face hub
     original: str = ""  # address and checksum of what ours was converted from
+    unverified: bool = False
 
     @property
     def name(self) -> str:
@@ -97,7 +102,8 @@ class Resolved:
         asset: its catalogue entry.
         form: the name of the form that was found.
         files: base name -> local path (a folder asset has one entry, the folder).
-        checksums: base name -> ``sha256:…`` or ``md5:…``, as verified.
+        checksums: base name -> ``sha256:…`` or ``md5:…``, as verified; with `` (not verified)``
+            where the catalogue has none to compare with.
     """
 
     asset: Asset
@@ -131,7 +137,8 @@ def load_catalogue(path: Path) -> dict[str, Asset]:
     """Read one catalogue file.
 
     Raises:
-        ValueError: an entry has an unknown key, no form, or a file without a checksum.
+        ValueError: an entry has an unknown key, no form, or a file with neither a checksum nor
+            ``unverified: true``, or with both.
     """
     entries = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     assets = {}
@@ -141,8 +148,10 @@ def load_catalogue(path: Path) -> dict[str, Asset]:
         for form_name, form in (entry.get("forms") or {}).items():
             here = f"{where}.{form_name}"
             files = tuple(_build(File, file, here) for file in form.get("files", ()))
-            if not files or not all(file.sha256 or file.md5 for file in files):
-                raise ValueError(f"{here}: every form needs files with a checksum")
+            if not files or any(bool(f.sha256 or f.md5) == f.unverified for f in files):
+                raise ValueError(
+                    f"{here}: every form needs files with a checksum, or else unverified: true"
+                )
             forms.append(_build(Form, form | {"files": files, "name": form_name}, here))
         if not forms:
             raise ValueError(f"{where}: no forms")
@@ -220,7 +229,8 @@ def fetch(name: str, *, path: Path | str | None = None, download: bool = True) -
         found = {file: _find(file, path) for file in form.files}
         if download and path is None:
             for file in form.files:
-                if found[file] is None and file.address != "mirror only":
+                downloadable = file.address != "mirror only" and not file.unverified
+                if found[file] is None and downloadable:
                     found[file] = _download(file, cache_folder() / asset.name / file.name)
         if all(found.values()):
             resolved = Resolved(asset, form.name)
@@ -295,12 +305,14 @@ def _by_name(folder: Path) -> dict[str, list[Path]]:
 
 
 def _verify(path: Path, file: File) -> str:
-    kind, expected = ("sha256", file.sha256) if file.sha256 else ("md5", file.md5)
+    kind, expected = ("md5", file.md5) if file.md5 and not file.sha256 else ("sha256", file.sha256)
     if file.glob:
         actual = folder_digest(path, file.glob)
     else:
         stat = path.stat()
         actual = _digest(path, kind, stat.st_size, stat.st_mtime_ns)
+    if file.unverified:
+        return f"sha256:{actual} (not verified)"
     if actual != expected:
         raise AssetCorrupt(
             f"{path} is not the catalogued {file.name}: its {kind} is {actual}, expected "
