@@ -172,6 +172,23 @@ def load_state_dict(
         raise ValueError(text if str(path) in text else f"{path}: {text}") from None
 
 
+def file_metadata(path: Path | str) -> dict[str, str]:
+    """The metadata of a safetensors file; empty for other files.
+
+    Raises:
+        ValueError: the file is not whole.
+    """
+    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
+
+
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], *, what: str = "") -> None:
     """Load ``state`` into ``model``; every name and shape must agree, else nothing changes.
 

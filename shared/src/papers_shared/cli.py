@@ -35,12 +35,12 @@ DEBUG_VARIABLE = "PAPERS_DEBUG"
 T = TypeVar("T")
 
 
-def option(default: Any, help: str, *, positional: bool = False) -> Any:
+def option(default: Any, help: str, *, positional: bool = False, short: str = "") -> Any:
     """A dataclass field with a help text; ``positional`` ones carry no dashes.
 
-    A ``default`` of ``...`` makes the option required.
+    A ``default`` of ``...`` makes the option required; ``short`` is another name, such as ``-o``.
     """
-    metadata = {"help": help, "positional": positional}
+    metadata = {"help": help, "positional": positional, "short": short}
     if default is ...:
         return field(metadata=metadata)
     if isinstance(default, list | dict):
@@ -261,7 +261,8 @@ def _add_options(parser: argparse.ArgumentParser, command: Command) -> None:
             shape = {"action": argparse.BooleanOptionalAction}
         elif not many:
             shape = {"metavar": "|".join(map(str, choices)) or f.name.rpartition("_")[2].upper()}
-        parser.add_argument(_flag(f.name), dest=f.name, help=text, default=None, **shape)
+        names = [f.metadata["short"], _flag(f.name)] if f.metadata.get("short") else [_flag(f.name)]
+        parser.add_argument(*names, dest=f.name, help=text, default=None, **shape)
 
 
 def _fields(command: Command) -> Sequence[dataclasses.Field]:

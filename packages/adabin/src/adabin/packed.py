@@ -49,8 +49,8 @@ from adabin.packed_layers import (
     fused_conv,
     maxout_slopes,
 )
-from adabin.pipeline import file_metadata, load_network
-from papers_shared.checkpoints import load_state_dict, load_strict, save_state_dict
+from adabin.pipeline import load_network
+from papers_shared.checkpoints import file_metadata, load_state_dict, load_strict, save_state_dict
 from papers_shared.kernels import PackedBinaryConv2d
 
 METADATA_KEY = "adabin_packed"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from adabin.config import RELEASED
 from adabin.data import normalise
 from adabin.model import VARIANTS, Config, build
 from adabin.official import CHECKPOINTS, load_official, load_released, refuse_other_layers
-from papers_shared.checkpoints import load_state_dict
+from papers_shared.checkpoints import file_metadata, load_state_dict
 from papers_shared.data.cifar10 import CLASSES
 from papers_shared.data.resize import imresize
 
@@ -46,19 +45,6 @@ def variant_config(name: str) -> Config:
 def network_metadata(config: Config) -> dict[str, str]:
     """What a safetensors file says of the network it holds."""
     return {"adabin": json.dumps(config.to_dict())}
-
-
-def file_metadata(path: Path | str) -> dict[str, str]:
-    """The metadata of a safetensors file; empty for other files."""
-    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
-        return {}
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
 
 
 def load_network(checkpoint: str, *, variant: str = "") -> tuple[nn.Module, Config]:

@@ -1,0 +1,12 @@
+"""``dit-sr upscale photo.png -o out.png``."""
+
+from __future__ import annotations
+
+from dit_sr.config import UpscaleConfig
+from dit_sr.family import FAMILY
+from papers_shared.diffusion.upscale import run_upscale
+
+
+def main(config: UpscaleConfig) -> int:
+    """Enlarge photos; the exit status is 1 when one of several failed."""
+    return run_upscale(config, FAMILY)

@@ -1,0 +1,171 @@
+"""Enlarge the pictures of pairs and measure them: the ``eval`` command of the packages."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from papers_shared import assets
+from papers_shared.checkpoints import atomic_path
+from papers_shared.data.photos import PairFolder
+from papers_shared.diffusion.commands import EvalConfig
+from papers_shared.diffusion.pipeline import ResShiftPipeline
+from papers_shared.images import list_images, to_uint8, write_image
+from papers_shared.inference.listing import photo_seed
+from papers_shared.metrics.folder import FolderScores, evaluate_folder
+from papers_shared.metrics.restoration import PSNR
+
+if TYPE_CHECKING:
+    from papers_shared.diffusion.families import Family
+
+VAL_SR = "val_sr"
+Progress = Callable[[int, int, str], None]
+
+
+def pairs_folder(data: str | Path) -> Path:
+    """Where the pairs called ``data`` lie: ``val_sr``, or a folder with lq/ and gt/.
+
+    Raises:
+        FileNotFoundError: they are not on this machine; the message says where they are had.
+    """
+    if str(data) == VAL_SR:
+        return next(path.parent for path in assets.fetch(VAL_SR).files.values() if path.is_dir())
+    return Path(data)
+
+
+def enlarge_pairs(
+    pipeline: ResShiftPipeline,
+    pairs: PairFolder,
+    folder: Path,
+    *,
+    first: int | None = None,
+    progress: Progress = lambda done, total, what: None,
+    **options: Any,
+) -> None:
+    """Write the enlarged lq of every pair as 8-bit PNG; those that are there are kept.
+
+    Args:
+        pipeline: the network.
+        pairs: what to enlarge; each picture's noise follows from the seed and its name.
+        folder: of the results.
+        first: only the first pairs.
+        progress: called as ``progress(done, total, what)``.
+        options: of the pipeline's call; ``seed`` among them.
+    """
+    seed = options.pop("seed", 0)
+    names = pairs.names[:first]
+    for i, name in enumerate(names):
+        target = folder / f"{name}.png"
+        if not target.exists():
+            own = photo_seed(seed, name)
+            large = pipeline.enlarge(pairs[i].lq, seed=own, **options)
+            write_image(large, target)
+        progress(i + 1, len(names), "pictures")
+
+
+def measure(
+    pipeline: ResShiftPipeline,
+    config: EvalConfig,
+    *,
+    progress: Progress = lambda done, total, what: None,
+) -> FolderScores:
+    """The scores of a pipeline on ``config.data``.
+
+    Raises:
+        FileNotFoundError: the pairs, or the weights of a metric, are not here.
+        ValueError: pictures without partner; a metric that is not known.
+    """
+    folder = pairs_folder(config.data)
+    pairs = PairFolder(folder)
+    with _result_folder(config.output) as results:
+        enlarge_pairs(
+            pipeline,
+            pairs,
+            results,
+            first=config.first,
+            progress=progress,
+            seed=config.seed,
+            num_inference_steps=config.steps,
+            tile=config.tile,
+        )
+        with _references(folder, pairs.names[: config.first], all_names=pairs.names) as references:
+            return evaluate_folder(results, references, metrics=config.metrics, progress=progress)
+
+
+@contextlib.contextmanager
+def _result_folder(output: Path | None) -> Iterator[Path]:
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        yield output
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _references(folder: Path, names: list[str], *, all_names: list[str]) -> Iterator[Path]:
+    """The folder of references; where only some are wanted, one with links to these."""
+    high = folder / "hq" if (folder / "hq").is_dir() else folder / "gt"
+    if names == all_names:
+        yield high
+        return
+    with tempfile.TemporaryDirectory() as some:
+        for path in list_images(high):
+            if path.stem in names:
+                (Path(some) / path.name).symlink_to(path.resolve())
+        yield Path(some)
+
+
+def validation_psnr(
+    pipeline: ResShiftPipeline, data: str | Path, *, first: int | None = None, **options: Any
+) -> float:
+    """Mean PSNR of Y in dB over pairs, as the training of ResShift validates (8-bit pictures)."""
+    pairs = PairFolder(pairs_folder(data))
+    metric, values = PSNR(channels="y"), []
+    for i in range(len(pairs) if first is None else min(first, len(pairs))):
+        pair = pairs[i]
+        large = pipeline.enlarge(pair.lq, seed=i, **options)
+        values.append(metric(to_uint8(large)[None], to_uint8(pair.gt)[None]))
+    return torch.cat(values).mean().item()
+
+
+def bicubic_folder(pairs: PairFolder, folder: Path, *, scale: int, mode: str = "bicubic") -> None:
+    """Write every lq enlarged by torch's interpolation: the baseline of the tables."""
+    for i, name in enumerate(pairs.names):
+        options = {} if mode == "nearest" else {"align_corners": False}
+        large = torch.nn.functional.interpolate(
+            pairs[i].lq[None], scale_factor=scale, mode=mode, **options
+        )[0]
+        write_image(large.clamp(0, 1), folder / f"{name}.png")
+
+
+def run_eval(config: EvalConfig, family: Family) -> int:
+    """Print (and with ``output`` write) the scores of a network on pairs."""
+    from papers_shared.diffusion.upscale import prepared_pipeline
+
+    pipeline = prepared_pipeline(config, family)
+    scores = measure(pipeline, config, progress=_show)
+    count = len(scores.images)
+    print(f"{config.weights} on {config.data}, {count} pictures")
+    for name, value in scores.means.items():
+        print(f"  {name}: {value:.4f}  ({scores.protocols[name]})")
+    if config.output is not None:
+        plain = {
+            "means": dict(scores.means),
+            "images": {k: dict(v) for k, v in scores.images.items()},
+        }
+        with atomic_path(config.output / "metrics.json") as temporary:
+            temporary.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _show(done: int, total: int, what: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done} of {total} {what}", end="" if done < total else "\n", file=sys.stderr)

@@ -1,0 +1,259 @@
+"""A diffusers pipeline that enlarges pictures by residual shifting, whatever their size.
+
+The packages' pipelines are subclasses; denoisers are given to diffusers by ``as_diffusers_model``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor, nn
+
+from papers_shared.diffusion.latents import NoiseField, decode, encode, enlarge, latent_factor
+from papers_shared.diffusion.scheduler import ResShiftScheduler
+from papers_shared.diffusion.swin_unet import UNetConfig
+from papers_shared.images import to_uint8
+from papers_shared.inference import Origin, run_tiled
+from papers_shared.training.seeds import seed_from
+
+PRIOR = -1  # the step under which the chain's first noise is drawn
+
+
+def as_diffusers_model(network: type[nn.Module], config: type, *, module: str) -> type:
+    """A network of ours as a diffusers model: ``save_pretrained``, ``from_pretrained``, ``config``.
+
+    Args:
+        network: built from one ``config`` alone.
+        config: a dataclass with ``of`` and defaults; its fields become the model's arguments.
+        module: where the class will be found again.
+    """
+    fields = dataclasses.fields(config)
+    hints = typing.get_type_hints(config)
+
+    def __init__(self: Any, **options: Any) -> None:  # noqa: N807
+        network.__init__(self, config.of(options))  # type: ignore[attr-defined]
+
+    parameters = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]
+        )
+        for f in fields
+    ]
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    __init__.__signature__ = inspect.Signature([own, *parameters])  # type: ignore[attr-defined]
+    name = f"{network.__name__}Model"
+    doc = f"``{network.__name__}`` as a diffusers model; arguments are the fields of its Config."
+    members = {
+        "__init__": register_to_config(__init__),
+        "__module__": module,
+        "__doc__": doc,
+        "config_name": "config.json",
+    }
+    return type(name, (network, ModelMixin, ConfigMixin), members)
+
+
+@dataclasses.dataclass
+class UpscaleOutput(BaseOutput):
+    """Result of a pipeline.
+
+    Attributes:
+        images: PIL pictures, or a tensor (B, 3, H s, W s) in [0, 1].
+    """
+
+    images: list[Image.Image] | Tensor
+
+
+class ResShiftPipeline(DiffusionPipeline):
+    """Pictures in, enlarged pictures out.
+
+    Args:
+        unet: predicts the clean latent (or what ``scheduler.config.prediction_type`` says).
+        vae: diffusers' ``VQModel`` or ``AutoencoderTiny``.
+        scheduler: ``ResShiftScheduler``; its ``scale_factor`` is the enlargement.
+
+    Source: dit_sr sheet 4.1 and 4.4, tad_sr sheet 4.7.
+    """
+
+    model_cpu_offload_seq = "unet->vae"
+
+    def __init__(self, unet: nn.Module, vae: nn.Module, scheduler: ResShiftScheduler) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, vae=vae, scheduler=scheduler)
+
+    @property
+    def scale(self) -> int:
+        """Output pixels an input pixel."""
+        return self.scheduler.config.scale_factor
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Input pixels a latent pixel: 1 for x4 with an f4 autoencoder, 8 for the faces' f8."""
+        factor = latent_factor(self.vae)
+        if factor % self.scale:
+            raise ValueError(f"an f{factor} autoencoder cannot serve enlargement by {self.scale}")
+        return factor // self.scale
+
+    @property
+    def multiple(self) -> int:
+        """Sides of a tile have to be multiples of this many input pixels."""
+        return alignment(self.unet.config) * self.pixels_per_latent
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Image.Image | Sequence[Image.Image] | Tensor,
+        num_inference_steps: int | None = None,
+        *,
+        seed: int = 0,
+        tile: int = 128,
+        overlap: int = 16,
+        batch_size: int = 1,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> UpscaleOutput | tuple[Any]:
+        """Enlarge.
+
+        Args:
+            image: PIL pictures, or a tensor (3, H, W) or (B, 3, H, W) in [0, 1]; any size.
+            num_inference_steps: of the chain; by default all that the network was trained with,
+                or one where the scheduler's ``timestep_spacing`` is ``trailing``.
+            seed: of the noise; picture i of a batch has noise of its own.
+            tile: longest side that goes through the network in one piece, in input pixels;
+                rounded up to ``multiple``.
+            overlap: of the tiles, in input pixels.
+            batch_size: tiles at once.
+            output_type: ``pil``, or ``pt`` for a tensor in [0, 1] on the CPU.
+            return_dict: False: a tuple.
+            progress: called with (tiles done, tiles in all).
+
+        Returns:
+            the pictures; their values are clamped to [0, 1].
+
+        Raises:
+            ValueError: sizes or options that have no meaning, or the network returned NaN.
+        """
+        pictures = _as_tensors(image)
+        if output_type not in ("pil", "pt"):
+            raise ValueError(f"output_type {output_type!r} is neither pil nor pt")
+        done = [
+            self.enlarge(
+                picture,
+                num_inference_steps,
+                seed=seed_from(seed, i),
+                tile=tile,
+                overlap=overlap,
+                batch_size=batch_size,
+                progress=progress,
+            )
+            for i, picture in enumerate(pictures)
+        ]
+        images: Any = torch.stack(done) if output_type == "pt" else [_as_pil(x) for x in done]
+        return UpscaleOutput(images=images) if return_dict else (images,)
+
+    def enlarge(
+        self,
+        picture: Tensor,
+        num_inference_steps: int | None = None,
+        *,
+        seed: int = 0,
+        tile: int = 128,
+        overlap: int = 16,
+        batch_size: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """One picture (3, H, W) in [0, 1] -> (3, H s, W s) in [0, 1], on the CPU.
+
+        Arguments and errors as of the pipeline's call; all noise follows from ``seed``.
+        """
+        self.scheduler.set_timesteps(num_inference_steps or self.default_steps)
+        tile = -(-tile // self.multiple) * self.multiple
+        large = run_tiled(
+            lambda tiles, origins: self._tiles(tiles, origins, seed=seed),
+            picture * 2 - 1,
+            scale=self.scale,
+            tile=tile,
+            overlap=min(overlap, tile - 1),
+            multiple=self.multiple,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        return (large / 2 + 0.5).clamp_(0, 1)
+
+    @property
+    def default_steps(self) -> int:
+        """Steps of a chain if none are asked for."""
+        one = self.scheduler.config.timestep_spacing == "trailing"
+        return 1 if one else len(self.scheduler)
+
+    def _tiles(self, tiles: Tensor, origins: Sequence[Origin], *, seed: int) -> Tensor:
+        """(N, 3, h, w) in [-1, 1] -> (N, 3, h s, w s) in [-1, 1]."""
+        device, dtype = self._execution_device, self.unet.dtype
+        ratio = self.pixels_per_latent
+        corners = [(origin.top // ratio, origin.left // ratio) for origin in origins]
+        # Tiles start on any pixel; what the noise is aligned to is the latent grid.
+        field = NoiseField(seed, channels=self.unet.config.in_channels)
+        size = tiles.shape[-2] // ratio, tiles.shape[-1] // ratio
+        latents = self.sample(
+            tiles.to(device, dtype),
+            noise=lambda step: field.windows(step, corners, *size).to(device, dtype),
+        )
+        return decode(self.vae, latents).float().clamp(-1, 1)
+
+    def sample(self, lq: Tensor, *, noise: Callable[[int], Tensor]) -> Tensor:
+        """The chain over the scheduler's current timesteps.
+
+        Args:
+            lq: (N, 3, h, w) in [-1, 1], sides multiples of ``multiple``.
+            noise: step index -> standard normal latents; ``PRIOR`` for the start.
+
+        Returns:
+            the clean latent as predicted in the last step, (N, C, h', w').
+        """
+        scheduler = self.scheduler
+        z_y = encode(self.vae, enlarge(lq, self.scale)).to(lq.dtype)
+        z = scheduler.prior_sample(z_y, noise(PRIOR))
+        for t in scheduler.timesteps.tolist():
+            steps = torch.full((len(z),), t, device=z.device)
+            output = self.unet(scheduler.scale_model_input(z, t), steps, lq)
+            last = t == scheduler.timesteps[-1]
+            stochastic = scheduler.config.algorithm_type == "ddpm" and not last
+            out = scheduler.step(output, t, z, z_y, noise=noise(t) if stochastic else None)
+            z = out.prev_sample
+        return out.pred_original_sample
+
+
+def alignment(config: Any) -> int:
+    """Latent sides have to be multiples of this; see ``UNetConfig.alignment``."""
+    names = {f.name for f in dataclasses.fields(UNetConfig)}
+    return UNetConfig.of({k: v for k, v in dict(config).items() if k in names}).alignment
+
+
+def _as_tensors(image: Any) -> list[Tensor]:
+    """Floats (3, H, W) in [0, 1] each."""
+    if isinstance(image, Tensor):
+        if image.ndim not in (3, 4) or image.shape[-3] != 3 or not image.is_floating_point():
+            raise ValueError(
+                f"expected floats (3, H, W) or (B, 3, H, W) in [0, 1], got {tuple(image.shape)} "
+                f"{image.dtype}"
+            )
+        return list(image.float() if image.ndim == 4 else image.float()[None])
+    pictures = [image] if isinstance(image, Image.Image) else list(image)
+    return [
+        torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
+        for picture in pictures
+    ]
+
+
+def _as_pil(image: Tensor) -> Image.Image:
+    return Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy())

@@ -1,0 +1,118 @@
+"""ResShift's training: DiT-SR, its ablations and TAD-SR's teacher are trained by this loop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from papers_shared.checkpoints import load_state_dict
+from papers_shared.diffusion import vq
+from papers_shared.diffusion.commands import DenoiserConfig
+from papers_shared.diffusion.evaluate import validation_psnr
+from papers_shared.diffusion.families import Family, load_autoencoder, weights_metadata
+from papers_shared.diffusion.scheduler import ResShiftScheduler
+from papers_shared.diffusion.swin_unet import UNetConfig
+from papers_shared.diffusion.training import latent_pair, pair_loader, resshift_loss
+from papers_shared.training import Run
+
+# What does not decide the result.
+INTERVALS = (
+    "output",
+    "workers",
+    "log_every",
+    "save_every",
+    "tensorboard",
+    "validate_every",
+    "validation",
+    "validation_first",
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gives.
+
+    Attributes:
+        path: the averaged weights, safetensors.
+        model: the network that holds them, in eval mode.
+        vae, scheduler: what it was trained with.
+    """
+
+    path: Path
+    model: Any
+    vae: Any
+    scheduler: ResShiftScheduler
+
+
+def learning_rate_factor(config: DenoiserConfig, step: int) -> float:
+    """Linear warm-up to 1, then constant or half a cosine down to lr_end / lr."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    if config.lr_schedule == "constant":
+        return 1.0
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    end = config.lr_end / config.lr
+    return end + (1 - end) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+def train_denoiser(
+    config: DenoiserConfig, family: Family, network: UNetConfig, scheduler: ResShiftScheduler
+) -> Trained:
+    """Train the denoiser ``network``; see ``DenoiserConfig``. Resumes from ``config.output``.
+
+    Raises:
+        ValueError: the configuration does not fit itself, the data or an earlier run.
+        FileNotFoundError: photos or autoencoder are not here; the message says how to get them.
+    """
+    output = config.output or Path("runs") / config.variant
+    settings = {key: value for key, value in asdict(config).items() if key not in INTERVALS}
+    run = Run(
+        output,
+        seed=config.seed,
+        config={**settings, "network": network.to_dict()},
+        metadata=weights_metadata(family, network, scheduler, config.autoencoder),
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation=config.accumulate,
+        ema_decay=config.ema_decay,
+        log_every=config.log_every,
+        save_every=config.save_every,
+        tensorboard=config.tensorboard,
+    )
+    scale = scheduler.config.scale_factor
+    vae: Any = load_autoencoder(config.autoencoder).to(run.accelerator.device)
+    model: nn.Module = family.model(**network.to_dict())
+    if config.init is not None:
+        start = family.load_official(load_state_dict(config.init), network)
+        model.load_state_dict(start.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
+    schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(config, step))
+    loader = pair_loader(
+        run, config, scale=scale, batch_size=config.batch_size, workers=config.workers
+    )
+    model, optimizer, schedule = run.prepare(model, optimizer, schedule)
+
+    for batch in run.steps(loader, config.steps):
+        with run.accumulate():
+            z0, z_y = latent_pair(vae, batch, scale=scale)
+            losses, predicted = resshift_loss(model, scheduler, z0=z0, z_y=z_y, lq=batch["lq"])
+            run.backward(losses.mean())
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        run.log(loss=losses.mean(), z0_mse=(predicted.detach() - z0).square().mean())
+        if config.validation and run.is_main and run.step % config.validate_every == 0:
+            assert run.ema is not None
+            pipeline = family.pipeline(unet=run.ema.model.eval(), vae=vae, scheduler=scheduler)
+            psnr = validation_psnr(pipeline, config.validation, first=config.validation_first)
+            run.record(psnr_y=psnr)
+
+    path = run.finish()
+    assert run.ema is not None
+    averaged = path.with_name("model_ema.safetensors")
+    return Trained(averaged, vq.freeze(run.ema.model), vae, scheduler)

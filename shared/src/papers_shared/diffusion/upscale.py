@@ -1,0 +1,165 @@
+"""The ``upscale`` command of the packages: photos of any kind through a ResShift-like network."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from papers_shared.complexity import count_macs
+from papers_shared.diffusion.commands import NetworkConfig, UpscaleConfig
+from papers_shared.diffusion.families import SMALL, Family, load_pipeline
+from papers_shared.diffusion.latents import latent_factor
+from papers_shared.diffusion.pipeline import ResShiftPipeline
+from papers_shared.inference import (
+    Estimate,
+    available_memory,
+    count_tiles,
+    plan_tile,
+    upscale_files,
+)
+
+LARGEST_TILE = 512  # the authors' tile; on a CPU smaller ones are cheaper a pixel
+CPU_TILE = 128
+
+
+def prepared_pipeline(config: NetworkConfig, family: Family) -> ResShiftPipeline:
+    """The pipeline that a command's options name, on its device.
+
+    Raises:
+        ValueError: an option does not fit; float16 on a CPU.
+    """
+    device = config.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device is visible to torch; use --device cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and config.precision == "float16":
+        raise ValueError("float16 is for GPUs; on a CPU use --precision bfloat16 or float32")
+    pipeline = load_pipeline(
+        family, config.weights, variant=config.variant, autoencoder=config.autoencoder
+    )
+    return pipeline.to(device, getattr(torch, config.precision))
+
+
+class PipelineUpscaler:
+    """A pipeline as ``papers_shared.inference.upscale_files`` calls it.
+
+    Args:
+        pipeline: on its device.
+        steps: of the chain; None: what the network is made for.
+        tile: side of the tiles in pixels of the photo; None: the largest that fits into memory.
+        overlap, batch_size: of the tiles.
+    """
+
+    def __init__(
+        self,
+        pipeline: ResShiftPipeline,
+        *,
+        steps: int | None = None,
+        tile: int | None = None,
+        overlap: int = 16,
+        batch_size: int = 1,
+    ) -> None:
+        self.pipeline, self.overlap, self.batch_size = pipeline, overlap, batch_size
+        self.steps = steps or pipeline.default_steps
+        multiple = pipeline.multiple
+        if tile is None:
+            largest = LARGEST_TILE if pipeline.device.type == "cuda" else CPU_TILE
+            sides = range(multiple, max(largest, multiple) + 1, multiple)
+            tile = plan_tile(available_memory(pipeline.device), self.bytes_of_tile, sides)
+        self.tile = -(-tile // multiple) * multiple
+
+    @property
+    def scale(self) -> int:
+        """Output pixels an input pixel."""
+        return self.pipeline.scale
+
+    def __call__(self, image: Tensor, *, seed: int, progress: Callable[[int, int], None]) -> Tensor:
+        """(3, H, W) in [0, 1] -> (3, H s, W s) in [0, 1]."""
+        return self.pipeline.enlarge(
+            image,
+            self.steps,
+            seed=seed,
+            tile=self.tile,
+            overlap=self.overlap,
+            batch_size=self.batch_size,
+            progress=progress,
+        )
+
+    def bytes_of_tile(self, side: int) -> int:
+        """Peak memory of one tile, roughly: eight maps of the widest part of each network."""
+        vae, unet = self.pipeline.vae.config, self.pipeline.unet.config
+        size = torch.finfo(self.pipeline.unet.dtype).bits // 8
+        picture = (side * self.scale) ** 2 * vae.block_out_channels[0]
+        latent = (side // self.pipeline.pixels_per_latent) ** 2 * max(
+            4 * unet.swin_embed_dim, 2 * unet.model_channels
+        )
+        return 8 * size * self.batch_size * max(picture, latent)
+
+    def estimate(self, height: int, width: int) -> Estimate:
+        """Tiles, seconds and bytes for a photo."""
+        multiple = self.pipeline.multiple
+        rows, columns = (min(self.tile, -(-n // multiple) * multiple) for n in (height, width))
+        tiles = count_tiles(height, width, tile=self.tile, overlap=self.overlap)
+        seconds = tiles * self._macs(rows, columns) / macs_per_second(str(self.pipeline.device))
+        return Estimate(tiles, seconds, self.bytes_of_tile(max(rows, columns)))
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019  an upscaler lives as long as its command
+    def _macs(self, rows: int, columns: int) -> float:
+        """Multiply-accumulates of one tile: encoding, all steps, decoding."""
+        pipeline = self.pipeline
+        unet, vae = pipeline.unet, pipeline.vae
+        factor = latent_factor(vae)
+        large = (rows * self.scale, columns * self.scale)
+        latent = (1, unet.config.in_channels, large[0] // factor, large[1] // factor)
+        inputs = [torch.empty(latent), torch.zeros(1), torch.empty(1, 3, rows, columns)]
+        step = count_macs(unet, inputs, rule="flop_counter").total
+        encoder = count_macs(vae.encoder, (1, 3, *large), rule="flop_counter").total
+        hidden = (1, vae.config.latent_channels, *latent[2:])
+        decoder = count_macs(vae.decoder, hidden, rule="flop_counter").total
+        return (self.steps * step + encoder + decoder) / 2
+
+
+@functools.cache
+def macs_per_second(device: str) -> float:
+    """What a 3x3 convolution reaches here: multiply-accumulates a second (median of five)."""
+    conv = torch.nn.Conv2d(64, 64, 3, padding=1).to(device)
+    x = torch.randn(1, 64, 64, 64, device=device)
+    times = []
+    with torch.no_grad():
+        for _ in range(6):
+            start = time.perf_counter()
+            conv(x).sum().item()
+            times.append(time.perf_counter() - start)
+    return 64 * 64 * 9 * 64 * 64 / sorted(times[1:])[2]
+
+
+def run_upscale(config: UpscaleConfig, family: Family) -> int:
+    """Enlarge photos; the exit status is 1 when one of several failed."""
+    if config.weights == SMALL and family.small_weights().is_file():
+        print(
+            f"{family.package}: the small network trained here (see its card); {family.released}",
+            flush=True,
+        )
+    upscaler = PipelineUpscaler(
+        prepared_pipeline(config, family),
+        steps=config.steps,
+        tile=config.tile,
+        overlap=config.overlap,
+        batch_size=config.batch_size,
+    )
+    return upscale_files(
+        config.photos,
+        config.output,
+        upscaler,
+        scale=config.scale,
+        seed=config.seed,
+        colour=config.colour,
+        recursive=config.recursive,
+        overwrite=config.overwrite,
+        max_pixels=config.max_pixels,
+    ).status
