@@ -43,6 +43,10 @@ class Config(UNetConfig):
     fft_patch_size: int = 8
     conditioning: Conditioning = "adafm"
 
+    def parts(self, side: int) -> tuple[int, ...]:
+        """Windows, and AdaFM's patches."""
+        return (*super().parts(side), min(self.fft_patch_size, side))
+
 
 VARIANTS: dict[str, Config] = {
     "realsr": Config(),
@@ -180,6 +184,7 @@ class DiTSR(ConditionalUNet):
             width=widths[0],
             lq_size=config.lq_size,
             cond_mask=config.cond_mask,
+            alignment=config.alignment,
             norm_groups=config.norm_groups,
         )
         self.architecture = config

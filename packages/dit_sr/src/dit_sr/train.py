@@ -44,9 +44,9 @@ def train(config: TrainConfig, *, network: Config | None = None) -> Trained:
         ValueError: the configuration does not fit itself, the data or an earlier run.
         FileNotFoundError: photos or autoencoder are not here; the message says how to get them.
     """
+    named = network_config(config)
     options = {**SCHEDULERS[config.variant], "prediction_type": config.prediction}
-    network = network or network_config(config)
-    return train_denoiser(config, FAMILY, network, ResShiftScheduler(**options))
+    return train_denoiser(config, FAMILY, network or named, ResShiftScheduler(**options))
 
 
 def main(config: TrainConfig) -> int:

@@ -41,6 +41,7 @@ class PairsConfig:
     )
     pool: int = option(0, "degrade so many pairs once and crop those; 0: degrade every sample")
     pool_size: int = option(160, "side of the pool's high-resolution pictures")
+    pool_folder: Path | None = option(None, "where the pool lies (default: the run's folder)")
     pairs_seed: int = option(0, "of the pool")
 
 

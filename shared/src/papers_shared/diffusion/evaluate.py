@@ -14,10 +14,10 @@ import torch
 
 from papers_shared import assets
 from papers_shared.checkpoints import atomic_path
-from papers_shared.data.photos import PairFolder
+from papers_shared.data.photos import Pair, PairFolder
 from papers_shared.diffusion.commands import EvalConfig
 from papers_shared.diffusion.pipeline import ResShiftPipeline
-from papers_shared.images import list_images, to_uint8, write_image
+from papers_shared.images import list_images, read_image, to_uint8, write_image
 from papers_shared.inference.listing import photo_seed
 from papers_shared.metrics.folder import FolderScores, evaluate_folder
 from papers_shared.metrics.restoration import PSNR
@@ -42,7 +42,7 @@ def pairs_folder(data: str | Path) -> Path:
 
 def enlarge_pairs(
     pipeline: ResShiftPipeline,
-    pairs: PairFolder,
+    pairs: PairFolder | Photos,
     folder: Path,
     *,
     first: int | None = None,
@@ -79,11 +79,14 @@ def measure(
     """The scores of a pipeline on ``config.data``.
 
     Raises:
-        FileNotFoundError: the pairs, or the weights of a metric, are not here.
-        ValueError: pictures without partner; a metric that is not known.
+        FileNotFoundError: the pictures, or the weights of a metric, are not here.
+        ValueError: pictures without partner; a metric that is not known, or needs references
+            where there are none.
     """
     folder = pairs_folder(config.data)
-    pairs = PairFolder(folder)
+    has_references = any((folder / name).is_dir() for name in ("gt", "hq"))
+    pairs: PairFolder | Photos
+    pairs = PairFolder(folder) if has_references else Photos(folder)
     with _result_folder(config.output) as results:
         enlarge_pairs(
             pipeline,
@@ -95,8 +98,30 @@ def measure(
             num_inference_steps=config.steps,
             tile=config.tile,
         )
+        if not has_references:
+            return evaluate_folder(results, metrics=config.metrics, progress=progress)
         with _references(folder, pairs.names[: config.first], all_names=pairs.names) as references:
             return evaluate_folder(results, references, metrics=config.metrics, progress=progress)
+
+
+class Photos:
+    """Photos without references, as ``PairFolder`` gives pairs: a folder, or its lq/.
+
+    Raises:
+        FileNotFoundError: the folder does not exist or holds no image.
+        ValueError: two photos of one name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        paths = list_images(folder / "lq" if (folder / "lq").is_dir() else folder)
+        self._paths = {path.stem: path for path in paths}
+        if len(self._paths) < len(paths):
+            raise ValueError(f"two photos in {folder} have one name; results would overwrite")
+        self.names = sorted(self._paths)
+
+    def __getitem__(self, index: int) -> Pair:
+        photo = read_image(self._paths[self.names[index]], truncated="warn")
+        return Pair(self.names[index], photo, photo)
 
 
 @contextlib.contextmanager
@@ -134,16 +159,6 @@ def validation_psnr(
         large = pipeline.enlarge(pair.lq, seed=i, **options)
         values.append(metric(to_uint8(large)[None], to_uint8(pair.gt)[None]))
     return torch.cat(values).mean().item()
-
-
-def bicubic_folder(pairs: PairFolder, folder: Path, *, scale: int, mode: str = "bicubic") -> None:
-    """Write every lq enlarged by torch's interpolation: the baseline of the tables."""
-    for i, name in enumerate(pairs.names):
-        options = {} if mode == "nearest" else {"align_corners": False}
-        large = torch.nn.functional.interpolate(
-            pairs[i].lq[None], scale_factor=scale, mode=mode, **options
-        )[0]
-        write_image(large.clamp(0, 1), folder / f"{name}.png")
 
 
 def run_eval(config: EvalConfig, family: Family) -> int:

@@ -98,6 +98,8 @@ def load_pipeline(
         ValueError: weights, variant and autoencoder do not fit each other.
     """
     if (Path(weights) / "model_index.json").is_file():
+        if variant or autoencoder:
+            raise ValueError(f"{weights} is a whole pipeline; leave out variant and autoencoder")
         return family.pipeline.from_pretrained(weights)
     path = family.small_weights() if weights == SMALL else Path(weights)
     if not path.is_file():
@@ -139,14 +141,24 @@ def guess_variant(state: Mapping[str, Tensor], family: Family, what: str) -> str
     """The variant whose names and shapes are the state dict's; recomputable buffers aside.
 
     Raises:
-        ValueError: it is none; the names are listed.
+        ValueError: it is none; the message says what differs from the nearest.
     """
+    given = set(shapes_of(state).items())
+    common = {}
     for name, config in family.variants.items():
-        if shapes_of(state) == shapes_of(_meta_state(family, config)):
+        own = set(shapes_of(_meta_state(family, config)).items())
+        if own == given:
             return name
-    raise ValueError(
-        f"{what} fits none of {', '.join(family.variants)}; --variant NAME tells what differs"
-    )
+        common[name] = len(own & given)
+    nearest = max(common, key=common.__getitem__)
+    try:
+        with torch.device("meta"):
+            family.load_official(state, family.variants[nearest])
+    except ValueError as error:
+        raise ValueError(
+            f"{what} fits none of {', '.join(family.variants)}; compared with {nearest}: {error}"
+        ) from None
+    raise AssertionError("load_official takes what fits no variant")
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

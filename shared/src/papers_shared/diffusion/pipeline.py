@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from papers_shared.diffusion.latents import NoiseField, decode, encode, enlarge, latent_factor
 from papers_shared.diffusion.scheduler import ResShiftScheduler
-from papers_shared.diffusion.swin_unet import UNetConfig
 from papers_shared.images import to_uint8
 from papers_shared.inference import Origin, run_tiled
 from papers_shared.training.seeds import seed_from
@@ -106,7 +105,7 @@ class ResShiftPipeline(DiffusionPipeline):
     @property
     def multiple(self) -> int:
         """Sides of a tile have to be multiples of this many input pixels."""
-        return alignment(self.unet.config) * self.pixels_per_latent
+        return self.unet.alignment * self.pixels_per_latent
 
     @torch.no_grad()
     def __call__(
@@ -131,7 +130,7 @@ class ResShiftPipeline(DiffusionPipeline):
             seed: of the noise; picture i of a batch has noise of its own.
             tile: longest side that goes through the network in one piece, in input pixels;
                 rounded up to ``multiple``.
-            overlap: of the tiles, in input pixels.
+            overlap: of the tiles, in input pixels; at most half a tile.
             batch_size: tiles at once.
             output_type: ``pil``, or ``pt`` for a tensor in [0, 1] on the CPU.
             return_dict: False: a tuple.
@@ -176,14 +175,15 @@ class ResShiftPipeline(DiffusionPipeline):
 
         Arguments and errors as of the pipeline's call; all noise follows from ``seed``.
         """
-        self.scheduler.set_timesteps(num_inference_steps or self.default_steps)
+        steps = self.default_steps if num_inference_steps is None else num_inference_steps
+        self.scheduler.set_timesteps(steps)
         tile = -(-tile // self.multiple) * self.multiple
         large = run_tiled(
             lambda tiles, origins: self._tiles(tiles, origins, seed=seed),
             picture * 2 - 1,
             scale=self.scale,
             tile=tile,
-            overlap=min(overlap, tile - 1),
+            overlap=min(overlap, tile // 2),
             multiple=self.multiple,
             batch_size=batch_size,
             progress=progress,
@@ -231,12 +231,6 @@ class ResShiftPipeline(DiffusionPipeline):
             out = scheduler.step(output, t, z, z_y, noise=noise(t) if stochastic else None)
             z = out.prev_sample
         return out.pred_original_sample
-
-
-def alignment(config: Any) -> int:
-    """Latent sides have to be multiples of this; see ``UNetConfig.alignment``."""
-    names = {f.name for f in dataclasses.fields(UNetConfig)}
-    return UNetConfig.of({k: v for k, v in dict(config).items() if k in names}).alignment
 
 
 def _as_tensors(image: Any) -> list[Tensor]:

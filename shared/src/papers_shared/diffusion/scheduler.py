@@ -136,9 +136,16 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):
         ):
             if value not in known:
                 raise ValueError(f"{name} {value!r} is none of {', '.join(known)}")
+        if kappa <= 0 or power <= 0:
+            raise ValueError(f"kappa and power must be positive, got {kappa} and {power}")
         first = min(min_noise_level / kappa, min_noise_level)
         if sqrt_eta_start_cap is not None:
             first = min(first, sqrt_eta_start_cap)
+        if not 0 < first < etas_end < 1:
+            raise ValueError(
+                "sqrt(eta) must rise between 0 and 1: min_noise_level, sqrt_eta_start_cap and "
+                f"etas_end make it go from {first} to {etas_end}"
+            )
         position = torch.linspace(0, 1, num_train_timesteps, dtype=torch.float64) ** power
         self.sqrt_etas = first * (etas_end / first) ** position
         self.training_tables = Tables.of(self.sqrt_etas**2, kappa=kappa)
@@ -305,7 +312,7 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):
         return targets[self.config.prediction_type]()
 
     def loss_weights(self) -> Tensor:
-        """Weights of the variational bound for each step, float64 (T,); unused by the releases.
+        """Weights of the variational bound for each step of the chain, float64; no release's loss.
 
         Source: dit_sr sheet 4.1 (``weighted_mse``).
         """

@@ -6,6 +6,7 @@ the names and shapes of the authors' checkpoints.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -108,12 +109,16 @@ class UNetConfig:
     @property
     def alignment(self) -> int:
         """Height and width of a latent have to be multiples of this."""
-        needs = [1 << (len(self.channel_mult) - 1)]
+        last = len(self.channel_mult) - 1
+        needs = [1 << last]
         for level, side in enumerate(self.sides):
-            last = level == len(self.channel_mult) - 1
-            if side in self.attention_resolutions or last:
-                needs.append(min(self.window_size, side) << level)
-        return max(needs)
+            if side in self.attention_resolutions or level == last:
+                needs += [part << level for part in self.parts(side)]
+        return math.lcm(*needs)
+
+    def parts(self, side: int) -> tuple[int, ...]:
+        """Sides of what a stage at nominal side ``side`` cuts its map into."""
+        return (min(self.window_size, side),)
 
     def block_options(self, side: int, k: int) -> dict[str, Any]:
         """Arguments of block k of a stage at nominal side ``side``."""
@@ -212,6 +217,7 @@ class UNetModelSwin(ConditionalUNet):
             width=widths[0],
             lq_size=config.lq_size,
             cond_mask=config.cond_mask,
+            alignment=config.alignment,
             norm_groups=config.norm_groups,
         )
         self.architecture = config

@@ -31,6 +31,7 @@ INTERVALS = (
     "validate_every",
     "validation",
     "validation_first",
+    "pool_folder",
 )
 
 

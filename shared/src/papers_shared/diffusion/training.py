@@ -43,8 +43,8 @@ def pair_loader(
 ) -> Loader:
     """Batches {"gt": (B, 3, S, S), "lq": (B, 3, S/scale, S/scale)} in [-1, 1].
 
-    With ``config.pool`` the pairs come from a pool that is degraded once and kept in the run's
-    folder, and each sample is a random crop of a pair; without, every sample is degraded anew.
+    With ``config.pool`` the pairs come from a pool that is degraded once and kept in a file, and
+    each sample is a random crop of a pair; without, every sample is degraded anew.
 
     Raises:
         FileNotFoundError: there are no photos.
@@ -60,7 +60,7 @@ def pair_loader(
             workers=workers,
             transform=lambda index, generator: each(photos[index % len(photos)], generator),
         )
-    high, low = pair_pool(config, scale=scale, folder=run.output)
+    high, low = pair_pool(config, scale=scale, folder=config.pool_folder or run.output)
 
     def crop(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         corner = torch.randint((config.pool_size - size) // scale + 1, (2,), generator=generator)

@@ -102,6 +102,7 @@ class ConditionalUNet(nn.Module):
         model_channels: width C1 at the highest resolution.
         lq_size: side of the low-quality picture at the nominal size.
         cond_mask: a mask is given beside the low-quality picture (inpainting).
+        alignment: height and width of a latent have to be multiples of this.
         norm_groups: of the last group norm.
     """
 
@@ -115,11 +116,12 @@ class ConditionalUNet(nn.Module):
         width: int,
         lq_size: int,
         cond_mask: bool,
+        alignment: int,
         norm_groups: int = 32,
     ) -> None:
         super().__init__()
         self.model_channels = model_channels
-        self.cond_mask = cond_mask
+        self.cond_mask, self.alignment = cond_mask, alignment
         self.lq_ratio = lq_size // image_size
         self.time_embed = time_mlp(model_channels)
         self.feature_extractor, lq_channels = condition_extractor(
@@ -174,6 +176,11 @@ class ConditionalUNet(nn.Module):
         return self.out(h)
 
     def _check(self, x: Tensor, lq: Tensor, mask: Tensor | None) -> None:
+        if any(side % self.alignment for side in x.shape[2:]):
+            raise ValueError(
+                f"a latent of {tuple(x.shape[2:])} does not divide into this network's windows and "
+                f"levels; pad it to multiples of {self.alignment}"
+            )
         expected = [self.lq_ratio * side for side in x.shape[2:]]
         if list(lq.shape[2:]) != expected:
             raise ValueError(

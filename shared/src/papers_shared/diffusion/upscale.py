@@ -52,7 +52,8 @@ class PipelineUpscaler:
         pipeline: on its device.
         steps: of the chain; None: what the network is made for.
         tile: side of the tiles in pixels of the photo; None: the largest that fits into memory.
-        overlap, batch_size: of the tiles.
+        overlap: of the tiles, at most half a tile.
+        batch_size: tiles at once.
     """
 
     def __init__(
@@ -64,14 +65,15 @@ class PipelineUpscaler:
         overlap: int = 16,
         batch_size: int = 1,
     ) -> None:
-        self.pipeline, self.overlap, self.batch_size = pipeline, overlap, batch_size
-        self.steps = steps or pipeline.default_steps
+        self.pipeline, self.batch_size = pipeline, batch_size
+        self.steps = pipeline.default_steps if steps is None else steps
         multiple = pipeline.multiple
         if tile is None:
             largest = LARGEST_TILE if pipeline.device.type == "cuda" else CPU_TILE
             sides = range(multiple, max(largest, multiple) + 1, multiple)
             tile = plan_tile(available_memory(pipeline.device), self.bytes_of_tile, sides)
         self.tile = -(-tile // multiple) * multiple
+        self.overlap = min(overlap, self.tile // 2)
 
     @property
     def scale(self) -> int:
