@@ -36,7 +36,7 @@ from papers_shared.diffusion.training import latent_pair, pair_loader
 from papers_shared.training import Loader, Run
 from tad_sr import losses
 from tad_sr.config import TrainConfig
-from tad_sr.discriminator import ProjectedDiscriminator
+from tad_sr.discriminator import discriminator_for
 from tad_sr.family import FAMILY
 from tad_sr.losses import LossConfig
 
@@ -45,20 +45,8 @@ CACHE = "targets.safetensors"
 
 def loss_config(config: TrainConfig) -> LossConfig:
     """The losses of a run."""
-    names = [f.name for f in dataclasses.fields(LossConfig) if hasattr(config, f.name)]
-    return LossConfig(**{name: getattr(config, name) for name in names})
-
-
-def make_discriminator(network: SwinUNetConfig, *, c_dim: int) -> ProjectedDiscriminator:
-    """The discriminator on the encoder features of ``network``."""
-    # One map behind every downsampling, then the deepest level's and the middle's.
-    mult = network.channel_mult
-    return ProjectedDiscriminator(
-        c_dim=c_dim,
-        embed_dim=network.model_channels,
-        multipliers=(*mult[:-1], mult[-1], mult[-1]),
-        norm_groups=network.norm_groups,
-    )
+    names = {f.name for f in dataclasses.fields(LossConfig)}
+    return LossConfig(**{k: v for k, v in asdict(config).items() if k in names})
 
 
 def train(config: TrainConfig) -> Trained:
@@ -95,7 +83,7 @@ def train(config: TrainConfig) -> Trained:
     vae, teacher = teaching.vae.to(device), teaching.unet.to(device)
     student = FAMILY.model(**network.to_dict())
     student.load_state_dict(teacher.state_dict())
-    discriminator = make_discriminator(network, c_dim=config.c_dim)
+    discriminator = discriminator_for(network, c_dim=config.c_dim)
     if config.target_cache:
         loader = cached_targets(run, config, teacher, vae, scheduler)
     else:
@@ -182,7 +170,7 @@ def student_scheduler(teacher: ResShiftScheduler) -> ResShiftScheduler:
 
 def told_autoencoder(config: TrainConfig) -> str:
     """The autoencoder's name, as the teacher's file or the options tell it."""
-    told = file_metadata(config.teacher).get(FAMILY.package)
+    told = file_metadata(FAMILY.path_of(config.teacher)).get(FAMILY.package)
     return config.autoencoder or (json.loads(told)["autoencoder"] if told else "")
 
 

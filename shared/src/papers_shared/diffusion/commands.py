@@ -36,8 +36,9 @@ class PairsConfig:
         ["bsds500_train"], "folders of photos or names of data sets (bsds500_train, skimage)"
     )
     crop: int = option(256, "side of the high-resolution crops")
-    degradation: Literal["training", "testing"] = option(
-        "training", "Real-ESRGAN's two orders, or the milder one of ResShift's test sets"
+    degradation: Literal["training", "testing", "face"] = option(
+        "training",
+        "Real-ESRGAN's two orders, the milder one of ResShift's test sets, or GFPGAN's for faces",
     )
     pool: int = option(0, "degrade so many pairs once and crop those; 0: degrade every sample")
     pool_size: int = option(160, "side of the pool's high-resolution pictures")
@@ -120,6 +121,7 @@ class DenoiserConfig(PairsConfig):
     warmup: int = option(5000, "updates of linear warm-up")
     lr_schedule: Literal["constant", "cosine"] = option("constant", "after the warm-up")
     lr_end: float = option(2e-5, "learning rate at the end of the cosine")
+    lpips_weight: float = option(0.0, "of LPIPS-VGG of the decoded picture in the loss (faces: 10)")
     ema_decay: float = option(0.999, "of the averaged weights")
     validate_every: int = option(10_000, "updates between validations")
     validation: str = option("val_sr", "folder with lq/ and gt/, or val_sr; '' for none")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from papers_shared.checkpoints import load_state_dict
@@ -16,9 +16,11 @@ from papers_shared.diffusion import vq
 from papers_shared.diffusion.commands import DenoiserConfig
 from papers_shared.diffusion.evaluate import validation_psnr
 from papers_shared.diffusion.families import Family, load_autoencoder, weights_metadata
+from papers_shared.diffusion.latents import decode
 from papers_shared.diffusion.scheduler import ResShiftScheduler
 from papers_shared.diffusion.swin_unet import UNetConfig
 from papers_shared.diffusion.training import latent_pair, pair_loader, resshift_loss
+from papers_shared.metrics.restoration import LPIPS
 from papers_shared.training import Run
 
 # What does not decide the result.
@@ -62,6 +64,20 @@ def learning_rate_factor(config: DenoiserConfig, step: int) -> float:
     return end + (1 - end) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
+class PerceptualLoss:
+    """LPIPS-VGG of pictures in [-1, 1], mean over a batch; 0 where it is NaN, as the authors do.
+
+    Source: dit_sr sheet 4.2.
+    """
+
+    def __init__(self) -> None:
+        self.metric = LPIPS("vgg")
+
+    def __call__(self, image: Tensor, reference: Tensor) -> Tensor:
+        """(B, 3, H, W) each -> ()."""
+        return self.metric(image / 2 + 0.5, reference / 2 + 0.5).mean().nan_to_num()
+
+
 def train_denoiser(
     config: DenoiserConfig, family: Family, network: UNetConfig, scheduler: ResShiftScheduler
 ) -> Trained:
@@ -96,13 +112,19 @@ def train_denoiser(
     loader = pair_loader(
         run, config, scale=scale, batch_size=config.batch_size, workers=config.workers
     )
+    perceptual = PerceptualLoss() if config.lpips_weight else None
     model, optimizer, schedule = run.prepare(model, optimizer, schedule)
 
     for batch in run.steps(loader, config.steps):
         with run.accumulate():
             z0, z_y = latent_pair(vae, batch, scale=scale)
             losses, predicted = resshift_loss(model, scheduler, z0=z0, z_y=z_y, lq=batch["lq"])
-            run.backward(losses.mean())
+            loss = losses.mean()
+            if perceptual is not None:
+                distance = perceptual(decode(vae, predicted).clamp(-1, 1), batch["gt"])
+                loss = loss + config.lpips_weight * distance
+                run.log(lpips=distance)
+            run.backward(loss)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()

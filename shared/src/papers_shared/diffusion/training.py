@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from papers_shared.checkpoints import save_state_dict
-from papers_shared.data.photos import PairTransform, load_photos, make_pairs
+from papers_shared.data.face_degradation import degrade_face
+from papers_shared.data.photos import (
+    PairTransform,
+    load_photos,
+    make_pairs,
+    random_crop,
+    random_flip,
+)
 from papers_shared.data.real_esrgan import TESTING, TRAINING, RealESRGANConfig
 from papers_shared.diffusion.commands import PairsConfig
 from papers_shared.diffusion.latents import encode, enlarge
 from papers_shared.diffusion.scheduler import ResShiftScheduler
 from papers_shared.training import Loader, Run
 
+PairMaker = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
 DEGRADATIONS: dict[str, RealESRGANConfig] = {"training": TRAINING, "testing": TESTING}
 
 
@@ -48,11 +57,18 @@ def pair_loader(
 
     Raises:
         FileNotFoundError: there are no photos.
+        ValueError: the degradation of faces does not enlarge, and has no pool.
     """
-    size, degradation = config.crop, DEGRADATIONS[config.degradation]
+    size = config.crop
+    if config.degradation == "face" and (scale != 1 or config.pool):
+        raise ValueError("degradation face is for networks of scale 1, and without a pool")
     if not config.pool:
         photos = photos_of(config.photos, least=size)
-        each = PairTransform(size, scale=scale, config=degradation)
+        each: PairMaker = (
+            partial(face_pair, size=size)
+            if config.degradation == "face"
+            else PairTransform(size, scale=scale, config=DEGRADATIONS[config.degradation])
+        )
         # Photos are few and steps many: an epoch is a hundred crops of each.
         return run.loader(
             range(100 * len(photos)),
@@ -74,6 +90,13 @@ def pair_loader(
         return pair
 
     return run.loader(range(len(low)), batch_size=batch_size, workers=workers, transform=crop)
+
+
+def face_pair(photo: Tensor, generator: torch.Generator, *, size: int) -> dict[str, Tensor]:
+    """uint8 (3, H, W) -> ``gt`` and ``lq`` (3, size, size) in [-1, 1]; half of them mirrored."""
+    face = random_flip(random_crop(photo, size, generator), generator)
+    gt, lq = degrade_face(face[None].float() / 255, generators=generator)
+    return {"gt": gt[0] * 2 - 1, "lq": lq[0] * 2 - 1}
 
 
 def pair_pool(config: PairsConfig, *, scale: int, folder: Path) -> tuple[Tensor, Tensor]:

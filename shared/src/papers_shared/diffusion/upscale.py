@@ -142,7 +142,7 @@ def macs_per_second(device: str) -> float:
 
 def run_upscale(config: UpscaleConfig, family: Family) -> int:
     """Enlarge photos; the exit status is 1 when one of several failed."""
-    if config.weights == SMALL and family.small_weights().is_file():
+    if config.weights == SMALL and family.shipped(SMALL).is_file():
         print(
             f"{family.package}: the small network trained here (see its card); {family.released}",
             flush=True,

@@ -1,0 +1,417 @@
+"""A recipe for every row of the paper's tables that can be computed (see papers_shared.tables)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from papers_shared.cli import load_config
+from papers_shared.complexity import count_macs, count_parameters
+from papers_shared.diffusion import vq
+from papers_shared.diffusion.recipes import (
+    VAL_SR,
+    autoencoder_counts,
+    denoiser_inputs,
+    interpolated,
+    over_seeds,
+    picture_scores,
+    sampled,
+    val_sr,
+)
+from papers_shared.diffusion.scheduler import CAP, ResShiftScheduler
+from papers_shared.images import to_uint8
+from papers_shared.metrics.folder import WITH_REFERENCE, Scorer
+from papers_shared.tables.recipe import Claim, Context, Measured, Recipe, Table
+from tad_sr.claims import adversarial_gradient, gradients_at_target, identity_gap
+from tad_sr.config import ReproduceConfig, TrainConfig
+from tad_sr.discriminator import ProjectedDiscriminator, TimeAwareDiscriminator, discriminator_for
+from tad_sr.family import load_pipeline
+from tad_sr.losses import Noising, discriminator_loss, noised_features
+from tad_sr.model import VARIANTS, Config, build
+
+TEACHER = "small_teacher"
+
+
+def main(config: ReproduceConfig) -> int:
+    """``tad-sr reproduce``: the tables' own command, for this paper."""
+    from papers_shared.tables.__main__ import main as tables
+
+    arguments = ["reproduce", "--paper", "tad_sr", "--budget", config.budget]
+    arguments += [part for table in config.table for part in ("--table", table)]
+    arguments += ["--out", str(config.output)] if config.output else []
+    return tables(arguments)
+
+
+# --- counts -------------------------------------------------------------------------------------
+
+
+class _Features(nn.Module):
+    """A generator up to its middle, for counting."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.network.features(*inputs)  # type: ignore[operator]
+
+
+class _OnMaps(nn.Module):
+    """A discriminator that is given its maps one by one, for counting."""
+
+    def __init__(self, discriminator: nn.Module) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, t: Any, *maps: Any) -> Any:
+        return self.discriminator(list(maps), t)
+
+
+def _macs(module: nn.Module, inputs: Any) -> float:
+    return count_macs(module, inputs, rule="flop_counter").total / 2e9
+
+
+def _generator(config: Config, *, features: bool = False) -> tuple[nn.Module, float]:
+    with torch.device("meta"):
+        network = build(config)
+    module = _Features(network) if features else network
+    return network, _macs(module, denoiser_inputs(config))
+
+
+def generator(
+    context: Context, *, variant: str, steps: int = 1, features: bool = False
+) -> dict[str, Measured]:
+    """Parameters (M) and multiply-accumulates (G) of student or teacher."""
+    network, macs = _generator(VARIANTS[variant], features=features)
+    row = {"macs": Measured(steps * macs)}
+    return row if features else {"params": Measured(count_parameters(network) / 1e6), **row}
+
+
+def autoencoder(context: Context, *, part: str) -> dict[str, Measured]:
+    """The f4 autoencoder, or one of its ways, for a 256x256 picture."""
+    return {k: Measured(v) for k, v in autoencoder_counts(vq.F4, side=256)[part].items()}
+
+
+def image(context: Context, *, steps: int) -> dict[str, Measured]:
+    """One 64x64 picture: encoding, the steps, decoding."""
+    parts = autoencoder_counts(vq.F4, side=256)
+    network, macs = _generator(VARIANTS["realsr"])
+    total = parts["encoder"]["macs"] + steps * macs + parts["decoder"]["macs"]
+    row = {"macs": Measured(total)}
+    if steps == 1:
+        params = count_parameters(network) / 1e6 + parts["whole"]["params"]
+        row["params"] = Measured(params)
+    return row
+
+
+def discriminator(context: Context) -> dict[str, Measured]:
+    """The discriminator of the x4 model on its five maps."""
+    config = VARIANTS["realsr"]
+    with torch.device("meta"):
+        module = discriminator_for(config)
+        network = build(config)
+        maps = network.features(*denoiser_inputs(config))
+    macs = _macs(_OnMaps(module), [torch.empty(1, device="meta"), *maps])
+    return {"params": Measured(count_parameters(module) / 1e6), "macs": Measured(macs)}
+
+
+def discriminator_seesr(context: Context) -> dict[str, Measured]:
+    """The discriminator of the SeeSR variant."""
+    with torch.device("meta"):
+        module: ProjectedDiscriminator = TimeAwareDiscriminator()
+    return {"params": Measured(count_parameters(module) / 1e6)}
+
+
+# --- gradients that have to vanish --------------------------------------------------------------
+
+
+def _random(seed: int) -> tuple[Any, Any, ResShiftScheduler, Noising, torch.Tensor]:
+    """A random teacher and discriminator, and latents to try them on."""
+    torch.manual_seed(seed)
+    config = VARIANTS["small"]
+    teacher, judge = build(config).eval().requires_grad_(False), discriminator_for(config, c_dim=8)
+    for parameter in teacher.parameters():  # a new network's residual blocks end in zeros
+        torch.nn.init.normal_(parameter, std=0.05)
+    scheduler = ResShiftScheduler(sqrt_eta_start_cap=CAP)
+    shape = (2, config.in_channels, config.image_size, config.image_size)
+    z_y, z, noise = torch.randn(3, *shape).unbind()
+    lq = torch.rand(2, 3, config.lq_size, config.lq_size) * 2 - 1
+    return teacher, judge, scheduler, Noising(z_y, lq, torch.tensor([0, 2]), noise), z
+
+
+def hsd_at_target(context: Context) -> dict[str, Measured]:
+    """HSD's gradient where the student is at its target."""
+    teacher, _, scheduler, at, z = _random(context.seed)
+    return {"gradient": Measured(gradients_at_target(teacher, scheduler, z, at)[0])}
+
+
+def sds_at_target(context: Context) -> dict[str, Measured]:
+    """SDS's gradient at the same place."""
+    teacher, _, scheduler, at, z = _random(context.seed)
+    return {"gradient": Measured(gradients_at_target(teacher, scheduler, z, at)[1])}
+
+
+def hsd_identity(context: Context) -> dict[str, Measured]:
+    """The two forms of HSD's gradient."""
+    teacher, _, scheduler, at, z = _random(context.seed)
+    other = z + 0.1 * at.noise
+    return {"gap": Measured(identity_gap(teacher, scheduler, z_stu=other, z_ref=z, at=at))}
+
+
+def adversarial(context: Context, *, after_step: bool) -> dict[str, Measured]:
+    """The adversarial gradient of a new discriminator, or after its first update."""
+    teacher, judge, scheduler, at, z = _random(context.seed)
+    if after_step:
+        optimizer = torch.optim.AdamW(judge.parameters(), lr=5e-5, weight_decay=0.0)
+        logits = [
+            judge(noised_features(teacher, scheduler, x, at), at.timesteps) for x in (z, at.z_y)
+        ]
+        discriminator_loss(*logits).mean().backward()
+        optimizer.step()
+    gradient = adversarial_gradient(teacher, judge, scheduler, z, at)
+    return {"gradient": Measured(gradient.abs().max().item())}
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+def enlarged(context: Context, *, pillow: bool) -> dict[str, Measured]:
+    """Val_SR enlarged bicubically, by torch or by Pillow."""
+    return _val_sr_scores(context, _pillow if pillow else interpolated("bicubic"))
+
+
+def _pillow(lq: torch.Tensor, i: int) -> torch.Tensor:
+    import numpy as np
+    from PIL import Image
+
+    picture = Image.fromarray(to_uint8(lq).permute(1, 2, 0).numpy())
+    large = picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(large)).permute(2, 0, 1).float() / 255
+
+
+def small(context: Context, *, weights: str) -> dict[str, Measured]:
+    """A small network trained here: the teacher in all its steps, or the student in one."""
+    return _val_sr_scores(context, sampled(load_pipeline(weights), None, seed=context.seed))
+
+
+def _val_sr_scores(context: Context, enlarge: Any) -> dict[str, Measured]:
+    scorer, pairs = Scorer(WITH_REFERENCE), val_sr(context)
+    rows = []
+    for i in range(len(pairs)):
+        pair = pairs[i]
+        rows.append(scorer(to_uint8(enlarge(pair.lq, i)), to_uint8(pair.gt)))
+        context.progress(i + 1, len(pairs), "pictures")
+    return {
+        name: Measured(sum(row[name] for row in rows) / len(rows), n=len(rows)) for name in rows[0]
+    }
+
+
+# --- small-scale distillations ------------------------------------------------------------------
+
+SMALL: Mapping[str, Any] = {
+    "teacher": TEACHER,
+    "photos": ["bsds500_train"],
+    "degradation": "testing",
+    "crop": 64,
+    "pool": 600,
+    "pool_size": 160,
+    "target_cache": 1024,
+    "steps": 400,
+    "batch_size": 8,
+    "lr": 2e-4,
+    "lr_discriminator": 2e-4,
+    "warmup": 20,
+    "ema_decay": 0.99,
+    "seeds": 3,
+}
+STUDENTS: Mapping[str, Mapping[str, Any]] = {
+    "regression": {"distill_type": "none", "use_gan": False},
+    "sds": {"distill_type": "SDS", "use_gan": False},
+    "hsd_only": {"regression_weight": 0.0, "use_gan": False},
+    "hsd": {"use_gan": False},
+    "hsd_gan": {},
+}
+
+
+def student(context: Context) -> dict[str, Measured]:
+    """Distil once a seed; scores of one step on Val_SR."""
+    from tad_sr.pipeline import TADSRPipeline
+    from tad_sr.train import train
+
+    settings = dict(context.settings)
+    seeds = settings.pop("seeds")
+    fixed = {
+        "validation": "",
+        "workers": 0,
+        "pool_folder": context.workdir,
+        "cache_folder": context.workdir,
+        "save_every": settings["steps"],
+    }
+    pairs, rows = val_sr(context), []
+    _, teachers = picture_scores(pairs, sampled(load_pipeline(TEACHER), None, seed=0), first=16)
+    for seed in range(context.seed, context.seed + seeds):
+        run = {"seed": seed, "output": context.workdir / f"seed{seed}"}
+        done = train(load_config(TrainConfig, None, {**settings, **fixed, **run}))
+        pipeline = TADSRPipeline(unet=done.model, vae=done.vae, scheduler=done.scheduler)
+        scores, _ = picture_scores(
+            pairs, sampled(pipeline, None, seed=seed), first=16, reference=teachers
+        )
+        rows.append(scores)
+        context.progress(seed - context.seed + 1, seeds, "distillations")
+    return over_seeds(rows)
+
+
+# --- speed --------------------------------------------------------------------------------------
+
+
+def _speed(context: Context, *, whole: bool) -> dict[int, float]:
+    """Median seconds of one and of fifteen steps in turns, full size, random weights."""
+    torch.manual_seed(context.seed)
+    network = build(VARIANTS["realsr"]).eval().to(context.device)
+    vae = vq.build(vq.F4).eval().to(context.device)
+    inputs = [
+        torch.randn(1, 3, 64, 64, device=context.device),
+        torch.zeros(1, device=context.device),
+        torch.randn(1, 3, 64, 64, device=context.device),
+    ]
+    large = torch.rand(1, 3, 256, 256, device=context.device)
+
+    def run(steps: int) -> None:
+        if whole:
+            vae.encode(large)
+        for _ in range(steps):
+            network(*inputs).sum().item()
+        if whole:
+            vae.decode(inputs[0]).sample.sum().item()
+
+    times: dict[int, list[float]] = {1: [], 15: []}
+    with torch.inference_mode():
+        run(1)
+        for turn in range(3):
+            for steps, measured in times.items():
+                start = time.perf_counter()
+                run(steps)
+                measured.append(time.perf_counter() - start)
+            context.progress(turn + 1, 3, "turns")
+    return {steps: sorted(measured)[1] for steps, measured in times.items()}
+
+
+def speed(context: Context, *, whole: bool, steps: int) -> dict[str, Measured]:
+    """Time and multiply-accumulates of ``steps`` steps, and how often faster one step is."""
+    seconds = _speed(context, whole=whole)
+    counted = (
+        image(context, steps=steps) if whole else generator(context, variant="realsr", steps=steps)
+    )
+    row = {"seconds": Measured(seconds[steps]), "macs": counted["macs"]}
+    return row if steps == 15 else {**row, "speedup": Measured(seconds[15] / seconds[1])}
+
+
+_EXACT = partial(Recipe, scale="exact", seconds=4)
+_ON_VAL_SR = partial(Recipe, assets=(VAL_SR, "lpips_alexnet_features"))
+_DISTILLED = partial(
+    Recipe,
+    student,
+    scale="small",
+    seconds=900,
+    assets=(VAL_SR, "bsds500_train", "lpips_alexnet_features"),
+)
+
+TABLES: dict[str, Table] = {
+    "complexity": Table(
+        {
+            "generator": _EXACT(partial(generator, variant="realsr")),
+            "teacher_15": _EXACT(partial(generator, variant="realsr", steps=15)),
+            "generator_encoder": _EXACT(partial(generator, variant="realsr", features=True)),
+            "generator_face": _EXACT(partial(generator, variant="faceir")),
+            "vq_f4": _EXACT(partial(autoencoder, part="whole")),
+            "vq_f4_encoder": _EXACT(partial(autoencoder, part="encoder")),
+            "vq_f4_decoder": _EXACT(partial(autoencoder, part="decoder")),
+            "image_one_step": _EXACT(partial(image, steps=1)),
+            "image_15_steps": _EXACT(partial(image, steps=15)),
+            "discriminator": _EXACT(discriminator),
+            "discriminator_seesr": _EXACT(discriminator_seesr),
+        }
+    ),
+    "deterministic": Table(
+        {
+            "hsd_at_target": _EXACT(hsd_at_target),
+            "sds_at_target": _EXACT(sds_at_target),
+            "hsd_identity": _EXACT(hsd_identity),
+            "adversarial_at_start": _EXACT(partial(adversarial, after_step=False)),
+            "adversarial_after_step": _EXACT(partial(adversarial, after_step=True)),
+        },
+        claims=[
+            Claim(
+                "score distillation against the teacher's output has no bias, against noise it has",
+                lambda r: (
+                    r["hsd_at_target"]["gradient"].value == 0
+                    and r["sds_at_target"]["gradient"].value > 0
+                ),
+            ),
+            Claim(
+                "no adversarial gradient reaches the student until the discriminator has moved",
+                lambda r: (
+                    r["adversarial_at_start"]["gradient"].value == 0
+                    and r["adversarial_after_step"]["gradient"].value > 0
+                ),
+            ),
+        ],
+    ),
+    "table2_val_sr": Table(
+        {
+            "bicubic": _ON_VAL_SR(partial(enlarged, pillow=False), seconds=8, scale="exact"),
+            "bicubic_pillow": _ON_VAL_SR(partial(enlarged, pillow=True), seconds=8, scale="exact"),
+            "teacher_small": _ON_VAL_SR(
+                partial(small, weights=TEACHER), seconds=150, scale="small"
+            ),
+            "student_small": _ON_VAL_SR(partial(small, weights="small"), seconds=20, scale="small"),
+        },
+        claims=[
+            Claim(
+                "one step of the student is within 0.3 dB of the teacher's fifteen",
+                lambda r: r["student_small"]["psnr"].value > r["teacher_small"]["psnr"].value - 0.3,
+            ),
+            Claim(
+                "the student looks better than bicubic (LPIPS)",
+                lambda r: r["student_small"]["lpips"].value < r["bicubic"]["lpips"].value,
+            ),
+        ],
+    ),
+    "ablation_small": Table(
+        {name: _DISTILLED(settings={**SMALL, **changes}) for name, changes in STUDENTS.items()},
+        claims=[
+            Claim(
+                "HSD is sharper than regression alone",
+                lambda r: (
+                    r["hsd"]["gradient_energy"].value > r["regression"]["gradient_energy"].value
+                ),
+            ),
+            Claim(
+                "the adversarial loss makes it sharper still",
+                lambda r: r["hsd_gan"]["gradient_energy"].value > r["hsd"]["gradient_energy"].value,
+            ),
+            Claim(
+                "HSD looks better than SDS (LPIPS)",
+                lambda r: r["hsd"]["lpips"].value < r["sds"]["lpips"].value,
+            ),
+            Claim(
+                "all losses together look better than regression alone (LPIPS)",
+                lambda r: r["hsd_gan"]["lpips"].value < r["regression"]["lpips"].value,
+            ),
+        ],
+    ),
+    "speed": Table(
+        {
+            f"{what}_{steps}": Recipe(
+                partial(speed, whole=what == "image", steps=steps), seconds=180, scale="small"
+            )
+            for what in ("network", "image")
+            for steps in (15, 1)
+        }
+    ),
+}
