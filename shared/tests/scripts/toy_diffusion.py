@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin  # noqa: F401  from_pretrained looks it up beside ToyModel
+from diffusers import ModelMixin  # noqa: F401  from_pretrained looks it up beside UNetModelSwinModel
 from torch import Tensor
 
 from papers_shared.checkpoints import load_strict, save_state_dict, unwrap
@@ -32,7 +32,7 @@ CONFIG = SwinUNetConfig(
     lq_size=8,
     norm_groups=4,
 )
-ToyModel: Any = as_diffusers_model(UNetModelSwin, SwinUNetConfig, module=__name__)
+UNetModelSwinModel: Any = as_diffusers_model(UNetModelSwin, SwinUNetConfig, module=__name__)
 
 
 class ToyPipeline(ResShiftPipeline):
@@ -51,7 +51,7 @@ def load_official(state_dict: Mapping[str, Tensor], config: Any) -> UNetModelSwi
 FAMILY = Family(
     package="papers_shared",
     pipeline=ToyPipeline,
-    model=ToyModel,
+    model=UNetModelSwinModel,
     variants={"toy": CONFIG, "wide": SwinUNetConfig.of({**CONFIG.to_dict(), "swin_embed_dim": 32})},
     schedulers={"toy": {}, "wide": {}},
     load_official=load_official,
@@ -61,7 +61,7 @@ FAMILY = Family(
 
 def network(config: SwinUNetConfig = CONFIG) -> Any:
     """No weight is zero, as some are in a new network."""
-    model = ToyModel(**config.to_dict())
+    model = UNetModelSwinModel(**config.to_dict())
     state = model.state_dict()
     keep = [name for name in state if name.endswith("attn_mask")]
     model.load_state_dict(name_seeded_state_dict(state, keep=keep))

@@ -145,6 +145,8 @@ class ResShiftPipeline(DiffusionPipeline):
         pictures = _as_tensors(image)
         if output_type not in ("pil", "pt"):
             raise ValueError(f"output_type {output_type!r} is neither pil nor pt")
+        if output_type == "pt" and len({picture.shape for picture in pictures}) > 1:
+            raise ValueError("pictures of several sizes make no tensor; use output_type='pil'")
         done = [
             self.enlarge(
                 picture,
@@ -235,14 +237,15 @@ class ResShiftPipeline(DiffusionPipeline):
 
 def _as_tensors(image: Any) -> list[Tensor]:
     """Floats (3, H, W) in [0, 1] each."""
+    expected = "expected PIL pictures, or floats (3, H, W) or (B, 3, H, W) in [0, 1]"
     if isinstance(image, Tensor):
         if image.ndim not in (3, 4) or image.shape[-3] != 3 or not image.is_floating_point():
-            raise ValueError(
-                f"expected floats (3, H, W) or (B, 3, H, W) in [0, 1], got {tuple(image.shape)} "
-                f"{image.dtype}"
-            )
+            raise ValueError(f"{expected}, got {tuple(image.shape)} {image.dtype}")
         return list(image.float() if image.ndim == 4 else image.float()[None])
     pictures = [image] if isinstance(image, Image.Image) else list(image)
+    if not pictures or not all(isinstance(picture, Image.Image) for picture in pictures):
+        kinds = ", ".join(sorted({type(picture).__name__ for picture in pictures}))
+        raise ValueError(f"{expected}, got a {type(image).__name__} of {kinds or 'nothing'}")
     return [
         torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
         for picture in pictures

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers import VQModel
+from diffusers import ModelMixin, VQModel  # noqa: F401  pipelines look ModelMixin up here
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UpDecoderBlock2D
 from torch import Tensor, nn
