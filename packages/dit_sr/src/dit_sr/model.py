@@ -68,6 +68,7 @@ VARIANTS: dict[str, Config] = {
         mlp_ratio=2,
         dropout=0.0,
         lq_size=16,
+        lq_channels=12,
         norm_groups=8,
     ),
 }
@@ -183,6 +184,7 @@ class DiTSR(ConditionalUNet):
             model_channels=config.model_channels,
             width=widths[0],
             lq_size=config.lq_size,
+            lq_channels=config.lq_channels,
             cond_mask=config.cond_mask,
             alignment=config.alignment,
             norm_groups=config.norm_groups,

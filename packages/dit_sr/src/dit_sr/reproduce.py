@@ -171,6 +171,7 @@ TINY = Config(
     mlp_ratio=2,
     dropout=0.0,
     lq_size=8,
+    lq_channels=12,
     fft_patch_size=4,
     norm_groups=8,
 )

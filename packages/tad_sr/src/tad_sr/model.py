@@ -31,6 +31,7 @@ VARIANTS: dict[str, Config] = {
         swin_embed_dim=64,
         mlp_ratio=2,
         lq_size=16,
+        lq_channels=12,
         norm_groups=8,
     ),
 }

@@ -15,6 +15,7 @@ if __name__ == "__main__":  # arguments are checked before torch is imported
     raise SystemExit(command_line(["train", *sys.argv[1:]]))
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -29,11 +30,13 @@ from papers_shared.checkpoints import file_metadata, load_file, save_state_dict
 from papers_shared.diffusion import vq
 from papers_shared.diffusion.evaluate import validation_psnr
 from papers_shared.diffusion.families import load_pipeline, weights_metadata
+from papers_shared.diffusion.latents import condition_of
 from papers_shared.diffusion.scheduler import ResShiftScheduler
 from papers_shared.diffusion.swin_unet import SwinUNetConfig
 from papers_shared.diffusion.train_denoiser import INTERVALS, Trained
 from papers_shared.diffusion.training import latent_pair, pair_loader
 from papers_shared.training import Loader, Run
+from papers_shared.training.seeds import seed_from
 from tad_sr import losses
 from tad_sr.config import TrainConfig
 from tad_sr.discriminator import discriminator_for
@@ -58,6 +61,12 @@ def train(config: TrainConfig) -> Trained:
             get them.
     """
     options = loss_config(config)
+    if config.target_cache and not options.use_fixed_time:
+        raise ValueError(
+            "target_cache needs use_fixed_time: the teacher's chain is computed from step T-1 once"
+        )
+    if FAMILY.path_of(config.teacher).is_dir():
+        raise ValueError(f"{config.teacher} is a folder; give the teacher's file of weights")
     teaching = load_pipeline(
         FAMILY, config.teacher, variant=config.variant, autoencoder=config.autoencoder
     )
@@ -85,7 +94,7 @@ def train(config: TrainConfig) -> Trained:
     student.load_state_dict(teacher.state_dict())
     discriminator = discriminator_for(network, c_dim=config.c_dim)
     if config.target_cache:
-        loader = cached_targets(run, config, teacher, vae, scheduler)
+        loader = cached_targets(run, config, network, teacher, vae, scheduler)
     else:
         loader = pair_loader(
             run, config, scale=scale, batch_size=config.batch_size, workers=config.workers
@@ -99,10 +108,10 @@ def train(config: TrainConfig) -> Trained:
         student, discriminator, optimizer, optimizer_d, warmup
     )
     total = len(scheduler)
+    judge = run.accelerator.unwrap_model(discriminator)
 
     for batch in run.steps(loader, config.steps):
         with run.accumulate():
-            lq = batch["lq"]
             if config.target_cache:
                 z_gt, z_y, z_tea = batch["z_gt"], batch["z_y"], batch["z_tea"]
                 draws = losses.draw(options, z_y, total=total)
@@ -110,6 +119,7 @@ def train(config: TrainConfig) -> Trained:
             else:
                 z_gt, z_y = latent_pair(vae, batch, scale=scale)
                 draws = losses.draw(options, z_y, total=total)
+            lq = condition_of(network, batch["lq"], z_y)
             z_T = losses.start(scheduler, z_y, draws.noise)
             chain = {"z_T": z_T, "z_y": z_y, "lq": lq, "t": draws.t_student}
             z_stu = losses.student_output(student, scheduler, **chain)
@@ -131,10 +141,13 @@ def train(config: TrainConfig) -> Trained:
 
             if not config.target_cache:
                 z_tea = losses.teacher_target(teacher, scheduler, **chain)
+            # The student's loss is to leave no gradients in the discriminator: they would add to
+            # those that wait there for an update's further micro-batches.
+            judge.requires_grad_(False)
             terms = losses.student_losses(
                 options,
                 teacher,
-                discriminator if options.use_gan else None,
+                judge if options.use_gan else None,
                 scheduler,
                 z_stu=z_stu,
                 z_tea=z_tea,
@@ -148,7 +161,7 @@ def train(config: TrainConfig) -> Trained:
             optimizer.step()
             warmup.step()
             optimizer.zero_grad()
-            optimizer_d.zero_grad()  # the student's loss has left gradients there
+            judge.requires_grad_(True)
         run.log(**{name: value.mean() for name, value in terms.items()})
         if config.validation and run.is_main and run.step % config.validate_every == 0:
             assert run.ema is not None
@@ -191,20 +204,24 @@ class Targets:
 
 
 def cached_targets(
-    run: Run, config: TrainConfig, teacher: nn.Module, vae: Any, scheduler: ResShiftScheduler
+    run: Run,
+    config: TrainConfig,
+    network: SwinUNetConfig,
+    teacher: nn.Module,
+    vae: Any,
+    scheduler: ResShiftScheduler,
 ) -> Loader:
     """Batches with the teacher's output, which is computed once for ``target_cache`` pairs.
 
     Each pair has one start noise: what is learned from is a fixed set, which small runs share.
+    Several processes compute a part each and all learn from the first one's file.
 
     Raises:
         ValueError: the cache in the folder was made with other settings.
     """
     folder = config.cache_folder or config.output
     path = folder / CACHE
-    pairs = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    names = ("photos", "crop", "degradation", "pool", "pool_size", "pairs_seed", "target_cache")
-    wanted = json.dumps({name: pairs[name] for name in names} | {"teacher": config.teacher})
+    wanted = cache_settings(config)
     if path.is_file():
         if file_metadata(path).get("settings") != wanted:
             raise ValueError(
@@ -214,23 +231,38 @@ def cached_targets(
     scale = scheduler.config.scale_factor
     batch_size = config.batch_size
     loader = pair_loader(run, config, scale=scale, batch_size=batch_size, workers=config.workers)
-    generator = torch.Generator().manual_seed(config.pairs_seed)
+    rank = run.accelerator.process_index
+    generator = torch.Generator().manual_seed(seed_from(config.pairs_seed, rank))
     parts: dict[str, list[Tensor]] = {}
     count = -(-config.target_cache // batch_size)
     for i, batch in enumerate(loader.batches(0, count)):
         z_gt, z_y = latent_pair(vae, batch, scale=scale)
         noise = torch.randn(z_y.shape, generator=generator).to(z_y)
         z_T = losses.start(scheduler, z_y, noise)
+        lq = condition_of(network, batch["lq"], z_y)
         z_tea = losses.teacher_target(
-            teacher, scheduler, z_T=z_T, z_y=z_y, lq=batch["lq"], t=len(scheduler) - 1
+            teacher, scheduler, z_T=z_T, z_y=z_y, lq=lq, t=len(scheduler) - 1
         )
         made = {"lq": batch["lq"], "z_gt": z_gt, "z_y": z_y, "noise": noise, "z_tea": z_tea}
         for name, value in made.items():
-            parts.setdefault(name, []).append(value.half().cpu())
-        print(f"teacher's outputs: {min((i + 1) * batch_size, config.target_cache)}", flush=True)
-    tensors = {name: torch.cat(p)[: config.target_cache] for name, p in parts.items()}
-    save_state_dict(tensors, path, metadata={"settings": wanted})
+            parts.setdefault(name, []).append(run.accelerator.gather(value.half()).cpu())
+        if run.is_main:
+            done = min((i + 1) * batch_size // config.accumulate, config.target_cache)
+            print(f"teacher's outputs: {done}", flush=True)
+    if run.is_main:
+        tensors = {name: torch.cat(p)[: config.target_cache] for name, p in parts.items()}
+        save_state_dict(tensors, path, metadata={"settings": wanted})
+    run.accelerator.wait_for_everyone()
     return targets_loader(run, config, path)
+
+
+def cache_settings(config: TrainConfig) -> str:
+    """What a cache depends on, the teacher's weights themselves included."""
+    names = ("photos", "crop", "degradation", "pool", "pool_size", "pairs_seed", "target_cache")
+    settings = {name: getattr(config, name) for name in (*names, "teacher", "autoencoder")}
+    with FAMILY.path_of(config.teacher).open("rb") as stream:
+        settings["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return json.dumps(settings)
 
 
 def targets_loader(run: Run, config: TrainConfig, path: Path) -> Loader:

@@ -49,7 +49,7 @@ def enlarge_pairs(
     progress: Progress = lambda done, total, what: None,
     **options: Any,
 ) -> None:
-    """Write the enlarged lq of every pair as 8-bit PNG; those that are there are kept.
+    """Write the enlarged lq of every pair as 8-bit PNG.
 
     Args:
         pipeline: the network.
@@ -63,10 +63,8 @@ def enlarge_pairs(
     names = pairs.names[:first]
     for i, name in enumerate(names):
         target = folder / f"{name}.png"
-        if not target.exists():
-            own = photo_seed(seed, name)
-            large = pipeline.enlarge(pairs[i].lq, seed=own, **options)
-            write_image(large, target)
+        large = pipeline.enlarge(pairs[i].lq, seed=photo_seed(seed, name), **options)
+        write_image(large, target)
         progress(i + 1, len(names), "pictures")
 
 

@@ -70,7 +70,7 @@ def load_autoencoder(name: str) -> Any:
     if (codes := state.get("quantize.embedding.weight")) is not None:
         for config in (vq.F4, vq.F8_FACE):
             if codes.shape == (config["n_embed"], config["embed_dim"]):
-                return vq.load_official(state, config)
+                return vq.freeze(vq.load_official(state, config))
         raise ValueError(
             f"{path} has a codebook {tuple(codes.shape)}: neither f4 nor the faces' f8"
         )
@@ -123,13 +123,15 @@ def load_pipeline(
             raise ValueError(f"no variant {variant!r}; known: {', '.join(family.variants)}")
         config = family.variants[variant]
         scheduler = ResShiftScheduler(**family.schedulers[variant])
-        if not autoencoder:
-            face = config.in_channels == 8
-            file = "ffhq512_vq_f8_dim8_face.pth" if face else "autoencoder_vq_f4.pth"
-            raise ValueError(
-                f"{path} comes without its autoencoder; give it: --autoencoder {file} "
-                "(github.com/zsyOAOA/ResShift, release v2.0; S-Lab License, non-commercial)"
-            )
+    # Before the autoencoder: of another variant, that would be another one too.
+    network = family.load_official(state, config)
+    if not autoencoder:
+        face = config.in_channels == 8
+        file = "ffhq512_vq_f8_dim8_face.pth" if face else "autoencoder_vq_f4.pth"
+        raise ValueError(
+            f"{path} comes without its autoencoder; give it: --autoencoder {file} "
+            "(github.com/zsyOAOA/ResShift, release v2.0; S-Lab License, non-commercial)"
+        )
     vae = load_autoencoder(autoencoder)
     if (channels := vae.config.latent_channels) != config.in_channels:
         raise ValueError(
@@ -137,7 +139,7 @@ def load_pipeline(
             f"{config.in_channels}; it was trained with another autoencoder"
         )
     model = family.model(**config.to_dict())
-    model.load_state_dict(family.load_official(state, config).state_dict())
+    model.load_state_dict(network.state_dict())
     return family.pipeline(unet=vq.freeze(model), vae=vae, scheduler=scheduler)
 
 

@@ -32,6 +32,11 @@ def enlarge(lq: Tensor, scale: int) -> Tensor:
     return lq if scale == 1 else F.interpolate(lq, scale_factor=scale, mode="bicubic")
 
 
+def condition_of(config: Any, lq: Tensor, z_y: Tensor) -> Tensor:
+    """What a network of this configuration is conditioned on; see ``UNetConfig.lq_channels``."""
+    return lq if config.lq_channels == 3 else z_y
+
+
 class NoiseField:
     """Standard normal noise over a plane of any size, a function of seed, step and position.
 

@@ -19,7 +19,14 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor, nn
 
-from papers_shared.diffusion.latents import NoiseField, decode, encode, enlarge, latent_factor
+from papers_shared.diffusion.latents import (
+    NoiseField,
+    condition_of,
+    decode,
+    encode,
+    enlarge,
+    latent_factor,
+)
 from papers_shared.diffusion.scheduler import ResShiftScheduler
 from papers_shared.images import to_uint8
 from papers_shared.inference import Origin, run_tiled
@@ -224,10 +231,11 @@ class ResShiftPipeline(DiffusionPipeline):
         """
         scheduler = self.scheduler
         z_y = encode(self.vae, enlarge(lq, self.scale)).to(lq.dtype)
+        condition = condition_of(self.unet.config, lq, z_y)
         z = scheduler.prior_sample(z_y, noise(PRIOR))
         for t in scheduler.timesteps.tolist():
             steps = torch.full((len(z),), t, device=z.device)
-            output = self.unet(scheduler.scale_model_input(z, t), steps, lq)
+            output = self.unet(scheduler.scale_model_input(z, t), steps, condition)
             last = t == scheduler.timesteps[-1]
             stochastic = scheduler.config.algorithm_type == "ddpm" and not last
             out = scheduler.step(output, t, z, z_y, noise=noise(t) if stochastic else None)

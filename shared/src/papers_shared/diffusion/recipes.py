@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from papers_shared.complexity import count_macs, count_parameters
 from papers_shared.data.photos import PairFolder
 from papers_shared.diffusion import vq
-from papers_shared.diffusion.latents import decode, encode, enlarge
+from papers_shared.diffusion.latents import condition_of, decode, encode, enlarge
 from papers_shared.diffusion.pipeline import ResShiftPipeline
 from papers_shared.diffusion.scheduler import ResShiftScheduler
 from papers_shared.images import to_uint8
@@ -57,7 +57,7 @@ class Decode(nn.Module):
 def denoiser_inputs(config: Any) -> list[Tensor]:
     """Latent, step and low-quality picture of the nominal size, on the meta device."""
     side, lq = config.image_size, config.lq_size
-    shapes = [(1, config.in_channels, side, side), (1,), (1, 3, lq, lq)]
+    shapes = [(1, config.in_channels, side, side), (1,), (1, config.lq_channels, lq, lq)]
     return [torch.empty(shape, device="meta") for shape in shapes]
 
 
@@ -165,7 +165,8 @@ def denoising_mse(
         z0, z_y = encode(vae, gt), encode(vae, enlarge(lq, scheduler.config.scale_factor))
         count = len(scheduler)
         t = torch.arange(count)
-        many = [x.expand(count, *x.shape[1:]) for x in (z0, z_y, lq)]
+        condition = condition_of(model.architecture, lq, z_y)
+        many = [x.expand(count, *x.shape[1:]) for x in (z0, z_y, condition)]
         noise = torch.randn(many[0].shape, generator=generator)
         z_t = scheduler.add_noise(many[0], noise, t, z_y=many[1])
         output = model(scheduler.scale_model_input(z_t, t), t, many[2])

@@ -43,6 +43,9 @@ class UNetConfig:
         swin_embed_dim: width C2 of the stages.
         window_size, mlp_ratio, dropout: of the blocks.
         lq_size: side of the low-quality picture where the latent's is ``image_size``.
+        lq_channels: 3: the condition is the low-quality picture, as in all released networks;
+            ``in_channels``: it is z_y, the picture's latent, which spares a small network from
+            learning the autoencoder.
         cond_mask: a mask is part of the condition (inpainting).
         mask: shift masks as the released code computes them, or Swin's.
         norm_groups: of every group norm; 32 in all released networks.
@@ -61,6 +64,7 @@ class UNetConfig:
     mlp_ratio: float = 4
     dropout: float = 0.0
     lq_size: int = 64
+    lq_channels: int = 3
     cond_mask: bool = False
     mask: Mask = "released"
     norm_groups: int = 32
@@ -216,6 +220,7 @@ class UNetModelSwin(ConditionalUNet):
             model_channels=config.model_channels,
             width=widths[0],
             lq_size=config.lq_size,
+            lq_channels=config.lq_channels,
             cond_mask=config.cond_mask,
             alignment=config.alignment,
             norm_groups=config.norm_groups,

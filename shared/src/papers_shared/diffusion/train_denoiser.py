@@ -16,7 +16,7 @@ from papers_shared.diffusion import vq
 from papers_shared.diffusion.commands import DenoiserConfig
 from papers_shared.diffusion.evaluate import validation_psnr
 from papers_shared.diffusion.families import Family, load_autoencoder, weights_metadata
-from papers_shared.diffusion.latents import decode
+from papers_shared.diffusion.latents import condition_of, decode, latent_factor
 from papers_shared.diffusion.scheduler import ResShiftScheduler
 from papers_shared.diffusion.swin_unet import UNetConfig
 from papers_shared.diffusion.training import latent_pair, pair_loader, resshift_loss
@@ -75,7 +75,25 @@ class PerceptualLoss:
 
     def __call__(self, image: Tensor, reference: Tensor) -> Tensor:
         """(B, 3, H, W) each -> ()."""
-        return self.metric(image / 2 + 0.5, reference / 2 + 0.5).mean().nan_to_num()
+        distance = self.metric(image / 2 + 0.5, reference / 2 + 0.5).mean()
+        # Not nan_to_num: its gradient, 0, times that of what made NaN would be NaN.
+        return distance if torch.isfinite(distance) else torch.zeros_like(distance)
+
+
+def _check_sizes(config: DenoiserConfig, network: UNetConfig, vae: Any, *, scale: int) -> None:
+    """Before pairs are made: do autoencoder, network and crops fit each other?"""
+    if (channels := vae.config.latent_channels) != network.in_channels:
+        raise ValueError(
+            f"the autoencoder {config.autoencoder} has {channels} latent channels, variant "
+            f"{config.variant} takes {network.in_channels}; choose the autoencoder with "
+            "--autoencoder FILE, or a variant that is made for this one"
+        )
+    multiple = math.lcm(network.alignment * latent_factor(vae), scale)
+    if config.crop % multiple:
+        raise ValueError(
+            f"crop {config.crop} is no multiple of {multiple}, which the network and its "
+            "autoencoder need"
+        )
 
 
 def train_denoiser(
@@ -103,6 +121,7 @@ def train_denoiser(
     )
     scale = scheduler.config.scale_factor
     vae: Any = load_autoencoder(config.autoencoder).to(run.accelerator.device)
+    _check_sizes(config, network, vae, scale=scale)
     model: nn.Module = family.model(**network.to_dict())
     if config.init is not None:
         start = family.load_official(load_state_dict(config.init), network)
@@ -118,7 +137,8 @@ def train_denoiser(
     for batch in run.steps(loader, config.steps):
         with run.accumulate():
             z0, z_y = latent_pair(vae, batch, scale=scale)
-            losses, predicted = resshift_loss(model, scheduler, z0=z0, z_y=z_y, lq=batch["lq"])
+            condition = condition_of(network, batch["lq"], z_y)
+            losses, predicted = resshift_loss(model, scheduler, z0=z0, z_y=z_y, lq=condition)
             loss = losses.mean()
             if perceptual is not None:
                 distance = perceptual(decode(vae, predicted).clamp(-1, 1), batch["gt"])
@@ -129,7 +149,8 @@ def train_denoiser(
             schedule.step()
             optimizer.zero_grad()
         run.log(loss=losses.mean(), z0_mse=(predicted.detach() - z0).square().mean())
-        if config.validation and run.is_main and run.step % config.validate_every == 0:
+        due = run.accelerator.sync_gradients and run.step % config.validate_every == 0
+        if config.validation and run.is_main and due:
             assert run.ema is not None
             pipeline = family.pipeline(unet=run.ema.model.eval(), vae=vae, scheduler=scheduler)
             psnr = validation_psnr(pipeline, config.validation, first=config.validation_first)

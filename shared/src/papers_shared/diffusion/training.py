@@ -169,7 +169,7 @@ def resshift_loss(
         model: the denoiser.
         scheduler: the diffusion; says what the output is compared with.
         z0, z_y: clean and low-quality latents (B, C, h, w).
-        lq: low-quality pictures (B, 3, h r, w r) in [-1, 1].
+        lq: the condition: low-quality pictures (B, 3, h r, w r) in [-1, 1], or z_y.
         timesteps: (B,), uniform on 0 .. T-1 if not given.
         noise: standard normal, as z0.
 

@@ -66,19 +66,23 @@ class Norm32(nn.GroupNorm):
         return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
-def condition_extractor(*, image_size: int, lq_size: int, cond_mask: bool) -> tuple[nn.Module, int]:
+def condition_extractor(
+    *, image_size: int, lq_size: int, lq_channels: int, cond_mask: bool
+) -> tuple[nn.Module, int]:
     """Brings the low-quality picture to the latent's size; returns it and its output channels.
 
     log2(lq_size / image_size) rounds of 3x3 convolution, SiLU, 3x3 convolution with stride 2.
 
     Raises:
-        ValueError: the ratio of the sizes is no power of two.
+        ValueError: the ratio of the sizes is no power of two, or a latent is to be shrunk.
 
     Source: dit_sr sheet 3.2, step 2.
     """
-    channels = 3 + cond_mask
+    channels = lq_channels + cond_mask
     if lq_size == image_size:
         return nn.Identity(), channels
+    if lq_channels != 3:
+        raise ValueError(f"a condition of {lq_channels} channels is a latent, of its size already")
     rounds = round(math.log2(lq_size / image_size)) if lq_size > image_size else 0
     if image_size << rounds != lq_size:
         raise ValueError(f"lq_size {lq_size} is no power of two times image_size {image_size}")
@@ -101,6 +105,7 @@ class ConditionalUNet(nn.Module):
         in_channels, out_channels: of the latent.
         model_channels: width C1 at the highest resolution.
         lq_size: side of the low-quality picture at the nominal size.
+        lq_channels: of the condition, see ``UNetConfig``.
         cond_mask: a mask is given beside the low-quality picture (inpainting).
         alignment: height and width of a latent have to be multiples of this.
         norm_groups: of the last group norm.
@@ -115,6 +120,7 @@ class ConditionalUNet(nn.Module):
         model_channels: int,
         width: int,
         lq_size: int,
+        lq_channels: int,
         cond_mask: bool,
         alignment: int,
         norm_groups: int = 32,
@@ -124,10 +130,10 @@ class ConditionalUNet(nn.Module):
         self.cond_mask, self.alignment = cond_mask, alignment
         self.lq_ratio = lq_size // image_size
         self.time_embed = time_mlp(model_channels)
-        self.feature_extractor, lq_channels = condition_extractor(
-            image_size=image_size, lq_size=lq_size, cond_mask=cond_mask
+        self.feature_extractor, channels = condition_extractor(
+            image_size=image_size, lq_size=lq_size, lq_channels=lq_channels, cond_mask=cond_mask
         )
-        first = nn.Conv2d(in_channels + lq_channels, width, 3, padding=1)
+        first = nn.Conv2d(in_channels + channels, width, 3, padding=1)
         self.input_blocks = nn.ModuleList([Entry(first)])
         self.middle_block: nn.Module = Entry()
         self.output_blocks = nn.ModuleList()
@@ -161,7 +167,8 @@ class ConditionalUNet(nn.Module):
         Args:
             x: noisy latent (B, in_channels, h, w), divided by its standard deviation.
             timesteps: (B,), step indices 0 .. T-1.
-            lq: low-quality picture (B, 3, h r, w r) in [-1, 1], r = lq_size / image_size.
+            lq: low-quality picture (B, 3, h r, w r) in [-1, 1], r = lq_size / image_size; or z_y
+                (B, lq_channels, h, w), see ``UNetConfig.lq_channels``.
             mask: (B, 1, h r, w r), only for networks with ``cond_mask``.
 
         Returns:

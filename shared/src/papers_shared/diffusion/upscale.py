@@ -42,7 +42,10 @@ def prepared_pipeline(config: NetworkConfig, family: Family) -> ResShiftPipeline
     pipeline = load_pipeline(
         family, config.weights, variant=config.variant, autoencoder=config.autoencoder
     )
-    return pipeline.to(device, getattr(torch, config.precision))
+    for module in (pipeline.unet, pipeline.vae):
+        # Not ModelMixin.to, which warns of modules that stay in float32 where there are none.
+        torch.nn.Module.to(module, getattr(torch, config.precision))
+    return pipeline.to(device)
 
 
 class PipelineUpscaler:
@@ -118,11 +121,15 @@ class PipelineUpscaler:
         factor = latent_factor(vae)
         large = (rows * self.scale, columns * self.scale)
         latent = (1, unet.config.in_channels, large[0] // factor, large[1] // factor)
-        inputs = [torch.empty(latent), torch.zeros(1), torch.empty(1, 3, rows, columns)]
-        step = count_macs(unet, inputs, rule="flop_counter").total
-        encoder = count_macs(vae.encoder, (1, 3, *large), rule="flop_counter").total
+        condition = (1, unet.config.lq_channels, rows, columns)
         hidden = (1, vae.config.latent_channels, *latent[2:])
-        decoder = count_macs(vae.decoder, hidden, rule="flop_counter").total
+
+        def operations(module: torch.nn.Module, *shapes: tuple[int, ...]) -> int:
+            given = [torch.empty(shape, dtype=unet.dtype, device="meta") for shape in shapes]
+            return count_macs(module, given, rule="flop_counter").total
+
+        step = operations(unet, latent, (1,), condition)
+        encoder, decoder = operations(vae.encoder, (1, 3, *large)), operations(vae.decoder, hidden)
         return (self.steps * step + encoder + decoder) / 2
 
 
