@@ -11,7 +11,7 @@ from papers_shared import assets
 from tad_sr import CHECKPOINTS, VARIANTS, load_official, load_released
 from tad_sr.discriminator import discriminator_for
 from tad_sr.model import build
-from tad_sr.official import AUTOENCODERS, recognise
+from tad_sr.official import AUTOENCODERS, LAYOUT
 
 
 def answers_alike(ours, theirs) -> bool:
@@ -59,7 +59,7 @@ def test_masks_and_indices_may_be_absent_or_of_another_size(teacher, tiny) -> No
 def test_another_variant_is_named() -> None:
     with torch.device("meta"):
         state = build(VARIANTS["faceir"]).state_dict()
-    assert recognise(state) == "faceir"
+    assert LAYOUT.recognise(state) == "faceir"
     with pytest.raises(ValueError, match="of variant 'faceir', not 'realsr'"):
         load_official(state, VARIANTS["realsr"])
     with torch.device("meta"):

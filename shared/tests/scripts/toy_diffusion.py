@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ModelMixin  # noqa: F401  from_pretrained looks it up beside UNetModelSwinModel
-from torch import Tensor
 
-from papers_shared.checkpoints import load_strict, save_state_dict, unwrap
+from papers_shared.checkpoints import save_state_dict
 from papers_shared.diffusion.families import Family, weights_metadata
+from papers_shared.diffusion.official import Layout
 from papers_shared.diffusion.pipeline import ResShiftPipeline, as_diffusers_model
 from papers_shared.diffusion.scheduler import ResShiftScheduler
-from papers_shared.diffusion.swin_unet import SwinUNetConfig, UNetModelSwin, rebuild_buffers
+from papers_shared.diffusion.swin_unet import SwinUNetConfig, UNetModelSwin
 from papers_shared.diffusion.train_autoencoder import build as build_autoencoder
 from papers_shared.name_seeded import name_seeded_state_dict
 
@@ -39,22 +38,14 @@ class ToyPipeline(ResShiftPipeline):
     """The pipeline of the toy network."""
 
 
-def load_official(state_dict: Mapping[str, Tensor], config: Any) -> UNetModelSwin:
-    state = unwrap(state_dict)
-    if any("adaLN_scale" in name for name in state):
-        raise ValueError("the checkpoint is that of DiT-SR")
-    model = UNetModelSwin(config)
-    load_strict(model, rebuild_buffers(model, state), what="the checkpoint")
-    return model.eval()
-
-
+VARIANTS = {"toy": CONFIG, "wide": SwinUNetConfig.of({**CONFIG.to_dict(), "swin_embed_dim": 32})}
 FAMILY = Family(
     package="papers_shared",
     pipeline=ToyPipeline,
     model=UNetModelSwinModel,
-    variants={"toy": CONFIG, "wide": SwinUNetConfig.of({**CONFIG.to_dict(), "swin_embed_dim": 32})},
+    variants=VARIANTS,
     schedulers={"toy": {}, "wide": {}},
-    load_official=load_official,
+    layout=Layout(UNetModelSwin, VARIANTS, foreign={"adaLN_scale": "that of DiT-SR"}),
     released="the toy's weights are nowhere",
 )
 
@@ -69,9 +60,14 @@ def network(config: SwinUNetConfig = CONFIG) -> Any:
 
 
 def autoencoder(channels: int = 3) -> Any:
+    """Its pictures are grey on average and have contrast, which those of a new one lack."""
     with torch.random.fork_rng():
         torch.manual_seed(channels)
-        return build_autoencoder(width=8, latent_channels=channels, scaling_factor=0.5).eval()
+        model = build_autoencoder(width=8, latent_channels=channels, scaling_factor=0.5).eval()
+    last = model.decoder.layers[-1]
+    last.weight.data.mul_(3)
+    last.bias.data.fill_(0.5)
+    return model
 
 
 def pipeline(**scheduler: Any) -> ToyPipeline:

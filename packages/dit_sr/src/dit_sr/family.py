@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dit_sr.model import VARIANTS
-from dit_sr.official import load_official
+from dit_sr.official import LAYOUT
 from dit_sr.pipeline import DiTSRModel, DiTSRPipeline
 from papers_shared.diffusion import families
 from papers_shared.diffusion.families import Family
@@ -25,7 +25,7 @@ FAMILY = Family(
     model=DiTSRModel,
     variants=VARIANTS,
     schedulers=SCHEDULERS,
-    load_official=load_official,
+    layout=LAYOUT,
     released=(
         "the authors' weights (realsr.pth, faceir.pth; no licence stated) are linked at "
         "github.com/kunncheng/DiT-SR: dit-sr upscale PHOTO --weights realsr.pth "

@@ -12,28 +12,22 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_sr.model import Config, DiTSR, build
-from papers_shared.checkpoints import load_strict, unwrap
-from papers_shared.diffusion.swin_unet import rebuild_buffers
+from dit_sr.model import VARIANTS, Config, DiTSR, build
+from papers_shared.diffusion.official import Layout
+
+LAYOUT = Layout(
+    build=build,
+    variants=VARIANTS,
+    foreign={
+        ".in_layers.": "that of ResShift's U-net (ResShift, SinSR, TAD-SR): see tad-sr upscale",
+        "quantize.embedding": "a VQ autoencoder's; it goes with the network, not in its place",
+    },
+)
 
 
 def load_official(state_dict: Mapping[str, Tensor], config: Config | Mapping[str, Any]) -> DiTSR:
     """A network with the weights of a state dict in the authors' layout, in eval mode.
 
-    Args:
-        state_dict: names to tensors, with or without ``module.`` and ``_orig_mod.``; ``attn_mask``
-            and ``relative_position_index`` may be absent or of another size, all else must fit.
-        config: which network it is.
-
-    Raises:
-        ValueError: names are missing, unexpected or of another shape, or it is ResShift's network.
+    Arguments and errors as of ``papers_shared.diffusion.official.Layout.load``.
     """
-    state = unwrap(state_dict)
-    if any(".in_layers." in name for name in state):
-        raise ValueError(
-            "the checkpoint is that of ResShift's U-net (ResShift, SinSR or TAD-SR), not DiT-SR's; "
-            "tad-sr upscale takes it"
-        )
-    model = build(config)
-    load_strict(model, rebuild_buffers(model, state), what="the checkpoint")
-    return model.eval()
+    return LAYOUT.load(state_dict, config)

@@ -11,7 +11,7 @@ import torch
 
 from dit_sr.config import ReproduceConfig, TrainConfig
 from dit_sr.family import load_pipeline
-from dit_sr.model import VARIANTS, Conditioning, Config, build
+from dit_sr.model import VARIANTS, Conditioning, Config, DiTBlock, build
 from papers_shared.cli import load_config
 from papers_shared.complexity import Operations, count_macs, count_parameters
 from papers_shared.diffusion import vq
@@ -28,6 +28,7 @@ from papers_shared.diffusion.recipes import (
     val_sr,
 )
 from papers_shared.diffusion.swin_unet import SwinUNetConfig, UNetModelSwin
+from papers_shared.diffusion.unet_parts import timestep_embedding
 from papers_shared.images import to_uint8
 from papers_shared.metrics.restoration import LPIPS, PSNR, SSIM
 from papers_shared.tables.recipe import Claim, Context, Measured, Recipe, Table
@@ -153,6 +154,27 @@ def few_steps(context: Context, *, steps: int) -> dict[str, Measured]:
         progress=context.progress,
     )
     return {name: Measured(value, n=32) for name, value in scores.items()}
+
+
+def frequency_gains(context: Context, *, high: bool) -> dict[str, Measured]:
+    """AdaFM's gains of the small network below or from half of Nyquist on, relative to all."""
+    network = load_pipeline().unet
+    p = network.config.fft_patch_size
+    rows, columns = torch.fft.fftfreq(p)[:, None].abs(), torch.fft.rfftfreq(p)[None]
+    band = torch.maximum(rows, columns.expand(p, -1)) >= 0.25
+    band = band if high else ~band
+    steps = torch.tensor([0, 7, 14])
+    with torch.no_grad():
+        emb = network.time_embed(timestep_embedding(steps, network.model_channels))
+        gains = [
+            linear(emb).abs().unflatten(1, (p, p // 2 + 1))
+            for module in network.modules()
+            if isinstance(module, DiTBlock) and module.patch_size == p
+            for linear in (module.adaLN_scale_msa, module.adaLN_scale_mlp)
+        ]
+    mean = torch.stack(gains).mean(0)
+    ratio = mean[:, band].mean(1) / mean.flatten(1).mean(1)
+    return {f"t{t}": Measured(r) for t, r in zip(steps.tolist(), ratio.tolist(), strict=True)}
 
 
 # --- small-scale trainings ----------------------------------------------------------------------
@@ -319,6 +341,18 @@ TABLES: dict[str, Table] = {
             Claim(
                 "a third of the steps costs less than 0.5 dB",
                 lambda r: abs(r["steps_15"]["psnr"].value - r["steps_5"]["psnr"].value) < 0.5,
+            )
+        ],
+    ),
+    "frequency_gains": Table(
+        {
+            name: Recipe(partial(frequency_gains, high=high), seconds=2, scale="small")
+            for name, high in (("low", False), ("high", True))
+        },
+        claims=[
+            Claim(
+                "high frequencies are let through more at clean steps than at noisy ones",
+                lambda r: r["high"]["t0"].value > r["high"]["t14"].value,
             )
         ],
     ),

@@ -9,7 +9,7 @@ from papers_shared.diffusion import families
 from papers_shared.diffusion.families import Family
 from papers_shared.diffusion.scheduler import CAP
 from tad_sr.model import VARIANTS
-from tad_sr.official import load_official
+from tad_sr.official import LAYOUT
 from tad_sr.pipeline import TADSRPipeline, UNetModelSwinModel
 
 # Arguments of ResShiftScheduler of the students: one step from T-1, or as many as one likes.
@@ -26,7 +26,7 @@ FAMILY = Family(
     model=UNetModelSwinModel,
     variants=VARIANTS,
     schedulers=SCHEDULERS,
-    load_official=load_official,
+    layout=LAYOUT,
     released=(
         "the authors' weights (TAD-SR.pth, Apache-2.0 on code under S-Lab's non-commercial "
         "licence) are linked at github.com/LearningHx/TAD-SR: tad-sr upscale PHOTO "

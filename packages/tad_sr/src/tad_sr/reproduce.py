@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from torch import nn
 
 from papers_shared.cli import load_config
-from papers_shared.complexity import count_macs, count_parameters
-from papers_shared.diffusion import vq
+from papers_shared.diffusion.latents import condition_of, encode
+from papers_shared.diffusion.latents import enlarge as enlarge_bicubic
 from papers_shared.diffusion.recipes import (
     VAL_SR,
-    autoencoder_counts,
-    denoiser_inputs,
     interpolated,
     over_seeds,
     picture_scores,
@@ -25,14 +21,23 @@ from papers_shared.diffusion.recipes import (
 )
 from papers_shared.diffusion.scheduler import CAP, ResShiftScheduler
 from papers_shared.images import to_uint8
+from papers_shared.inference.colour import ColourMethod, match_colour
 from papers_shared.metrics.folder import WITH_REFERENCE, Scorer
 from papers_shared.tables.recipe import Claim, Context, Measured, Recipe, Table
 from tad_sr.claims import adversarial_gradient, gradients_at_target, identity_gap
 from tad_sr.config import ReproduceConfig, TrainConfig
-from tad_sr.discriminator import ProjectedDiscriminator, TimeAwareDiscriminator, discriminator_for
+from tad_sr.costs import (
+    autoencoder,
+    discriminator,
+    discriminator_seesr,
+    generator,
+    image,
+    speed,
+)
+from tad_sr.discriminator import discriminator_for
 from tad_sr.family import load_pipeline
-from tad_sr.losses import Noising, discriminator_loss, noised_features
-from tad_sr.model import VARIANTS, Config, build
+from tad_sr.losses import Noising, discriminator_loss, hsd_gradient, noised_features
+from tad_sr.model import VARIANTS, build
 
 TEACHER = "small_teacher"
 
@@ -45,86 +50,6 @@ def main(config: ReproduceConfig) -> int:
     arguments += [part for table in config.table for part in ("--table", table)]
     arguments += ["--out", str(config.output)] if config.output else []
     return tables(arguments)
-
-
-# --- counts -------------------------------------------------------------------------------------
-
-
-class _Features(nn.Module):
-    """A generator up to its middle, for counting."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.network.features(*inputs)  # type: ignore[operator]
-
-
-class _OnMaps(nn.Module):
-    """A discriminator that is given its maps one by one, for counting."""
-
-    def __init__(self, discriminator: nn.Module) -> None:
-        super().__init__()
-        self.discriminator = discriminator
-
-    def forward(self, t: Any, *maps: Any) -> Any:
-        return self.discriminator(list(maps), t)
-
-
-def _macs(module: nn.Module, inputs: Any) -> float:
-    return count_macs(module, inputs, rule="flop_counter").total / 2e9
-
-
-def _generator(config: Config, *, features: bool = False) -> tuple[nn.Module, float]:
-    with torch.device("meta"):
-        network = build(config)
-    module = _Features(network) if features else network
-    return network, _macs(module, denoiser_inputs(config))
-
-
-def generator(
-    context: Context, *, variant: str, steps: int = 1, features: bool = False
-) -> dict[str, Measured]:
-    """Parameters (M) and multiply-accumulates (G) of student or teacher."""
-    network, macs = _generator(VARIANTS[variant], features=features)
-    row = {"macs": Measured(steps * macs)}
-    return row if features else {"params": Measured(count_parameters(network) / 1e6), **row}
-
-
-def autoencoder(context: Context, *, part: str) -> dict[str, Measured]:
-    """The f4 autoencoder, or one of its ways, for a 256x256 picture."""
-    return {k: Measured(v) for k, v in autoencoder_counts(vq.F4, side=256)[part].items()}
-
-
-def image(context: Context, *, steps: int) -> dict[str, Measured]:
-    """One 64x64 picture: encoding, the steps, decoding."""
-    parts = autoencoder_counts(vq.F4, side=256)
-    network, macs = _generator(VARIANTS["realsr"])
-    total = parts["encoder"]["macs"] + steps * macs + parts["decoder"]["macs"]
-    row = {"macs": Measured(total)}
-    if steps == 1:
-        params = count_parameters(network) / 1e6 + parts["whole"]["params"]
-        row["params"] = Measured(params)
-    return row
-
-
-def discriminator(context: Context) -> dict[str, Measured]:
-    """The discriminator of the x4 model on its five maps."""
-    config = VARIANTS["realsr"]
-    with torch.device("meta"):
-        module = discriminator_for(config)
-        network = build(config)
-        maps = network.features(*denoiser_inputs(config))
-    macs = _macs(_OnMaps(module), [torch.empty(1, device="meta"), *maps])
-    return {"params": Measured(count_parameters(module) / 1e6), "macs": Measured(macs)}
-
-
-def discriminator_seesr(context: Context) -> dict[str, Measured]:
-    """The discriminator of the SeeSR variant."""
-    with torch.device("meta"):
-        module: ProjectedDiscriminator = TimeAwareDiscriminator()
-    return {"params": Measured(count_parameters(module) / 1e6)}
 
 
 # --- gradients that have to vanish --------------------------------------------------------------
@@ -211,6 +136,48 @@ def _val_sr_scores(context: Context, enlarge: Any) -> dict[str, Measured]:
     }
 
 
+def colour(context: Context, *, method: ColourMethod) -> dict[str, Measured]:
+    """The student's pictures with their colours matched to the low-quality ones."""
+    one_step = sampled(load_pipeline(), None, seed=context.seed)
+
+    def enlarge(lq: torch.Tensor, i: int) -> torch.Tensor:
+        return match_colour(one_step(lq, i), lq, method).clamp(0, 1)
+
+    scores, _ = picture_scores(val_sr(context), enlarge, progress=context.progress)
+    return {name: Measured(scores[name], n=32) for name in ("psnr", "lpips")}
+
+
+def step_weighting(context: Context, *, high: bool) -> dict[str, Measured]:
+    """Strength of HSD's gradient for a difference of high or low frequencies."""
+    teaching = load_pipeline(TEACHER)
+    pairs, generator = val_sr(context), torch.Generator().manual_seed(context.seed)
+    gt = torch.stack([pairs[i].gt for i in range(8)]) * 2 - 1
+    lq = torch.stack([pairs[i].lq for i in range(8)]) * 2 - 1
+    with torch.no_grad():
+        z, z_y = encode(teaching.vae, gt), encode(teaching.vae, enlarge_bicubic(lq, 4))
+        condition = condition_of(teaching.unet.config, lq, z_y)
+    spectrum = torch.fft.rfft2(torch.randn(z.shape, generator=generator))
+    rows = torch.fft.fftfreq(z.shape[-2])[:, None].abs()
+    columns = torch.fft.rfftfreq(z.shape[-1])[None]
+    keep = (torch.maximum(rows, columns.expand(len(rows), -1)) >= 0.25) == high
+    difference = torch.fft.irfft2(spectrum * keep, s=z.shape[-2:])
+    difference = 0.1 * difference / difference.std()
+    row = {}
+    for t in (0, 1, 2, 6, 13):
+        noise = torch.randn(z.shape, generator=generator)
+        at = Noising(z_y, condition, torch.full((8,), t), noise)
+        gradient = hsd_gradient(
+            teaching.unet,
+            teaching.scheduler,
+            z_stu=z + difference,
+            z_ref=z,
+            at=at,
+            double_scale=False,
+        )
+        row[f"t{t}"] = Measured((gradient.norm() / difference.norm()).item(), n=8)
+    return row
+
+
 # --- small-scale distillations ------------------------------------------------------------------
 
 SMALL: Mapping[str, Any] = {
@@ -264,51 +231,6 @@ def student(context: Context) -> dict[str, Measured]:
         rows.append(scores)
         context.progress(seed - context.seed + 1, seeds, "distillations")
     return over_seeds(rows)
-
-
-# --- speed --------------------------------------------------------------------------------------
-
-
-def _speed(context: Context, *, whole: bool) -> dict[int, float]:
-    """Median seconds of one and of fifteen steps in turns, full size, random weights."""
-    torch.manual_seed(context.seed)
-    network = build(VARIANTS["realsr"]).eval().to(context.device)
-    vae = vq.build(vq.F4).eval().to(context.device)
-    inputs = [
-        torch.randn(1, 3, 64, 64, device=context.device),
-        torch.zeros(1, device=context.device),
-        torch.randn(1, 3, 64, 64, device=context.device),
-    ]
-    large = torch.rand(1, 3, 256, 256, device=context.device)
-
-    def run(steps: int) -> None:
-        if whole:
-            vae.encode(large)
-        for _ in range(steps):
-            network(*inputs).sum().item()
-        if whole:
-            vae.decode(inputs[0]).sample.sum().item()
-
-    times: dict[int, list[float]] = {1: [], 15: []}
-    with torch.inference_mode():
-        run(1)
-        for turn in range(3):
-            for steps, measured in times.items():
-                start = time.perf_counter()
-                run(steps)
-                measured.append(time.perf_counter() - start)
-            context.progress(turn + 1, 3, "turns")
-    return {steps: sorted(measured)[1] for steps, measured in times.items()}
-
-
-def speed(context: Context, *, whole: bool, steps: int) -> dict[str, Measured]:
-    """Time and multiply-accumulates of ``steps`` steps, and how often faster one step is."""
-    seconds = _speed(context, whole=whole)
-    counted = (
-        image(context, steps=steps) if whole else generator(context, variant="realsr", steps=steps)
-    )
-    row = {"seconds": Measured(seconds[steps]), "macs": counted["macs"]}
-    return row if steps == 15 else {**row, "speedup": Measured(seconds[15] / seconds[1])}
 
 
 _EXACT = partial(Recipe, scale="exact", seconds=4)
@@ -404,6 +326,36 @@ TABLES: dict[str, Table] = {
                 lambda r: r["hsd_gan"]["lpips"].value < r["regression"]["lpips"].value,
             ),
         ],
+    ),
+    "step_weighting": Table(
+        {
+            name: Recipe(
+                partial(step_weighting, high=high), seconds=30, scale="small", assets=(VAL_SR,)
+            )
+            for name, high in (("high", True), ("low", False))
+        },
+        claims=[
+            Claim(
+                "the pull falls with the noise: the first steps decide",
+                lambda r: (
+                    r["high"]["t0"].value
+                    > r["high"]["t1"].value
+                    > r["high"]["t2"].value
+                    > r["high"]["t6"].value
+                    > r["high"]["t13"].value
+                ),
+            ),
+            Claim(
+                "beyond the first step it pulls more at high frequencies than at low ones",
+                lambda r: r["high"]["t2"].value > r["low"]["t2"].value,
+            ),
+        ],
+    ),
+    "colour": Table(
+        {
+            method: _ON_VAL_SR(partial(colour, method=method), seconds=25, scale="small")
+            for method in get_args(ColourMethod)
+        }
     ),
     "speed": Table(
         {

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from papers_shared.checkpoints import file_metadata, load_state_dict, load_strict
 from papers_shared.diffusion import vq
+from papers_shared.diffusion.official import Layout
 from papers_shared.diffusion.pipeline import ResShiftPipeline
 from papers_shared.diffusion.scheduler import ResShiftScheduler
 from papers_shared.diffusion.swin_unet import UNetConfig
@@ -32,7 +30,7 @@ class Family:
         model: the network as a diffusers model (``as_diffusers_model``).
         variants: name -> configuration.
         schedulers: variant -> arguments of ``ResShiftScheduler``.
-        load_official: the package's.
+        layout: how its checkpoints are stored.
         released: where the authors' weights are had and how they are used, for messages.
     """
 
@@ -41,7 +39,7 @@ class Family:
     model: type
     variants: Mapping[str, UNetConfig]
     schedulers: Mapping[str, Mapping[str, Any]]
-    load_official: Callable[[Mapping[str, Tensor], Any], nn.Module]
+    layout: Layout
     released: str
 
     def shipped(self, name: str) -> Path:
@@ -109,22 +107,29 @@ def load_pipeline(
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; {family.released}")
     metadata = file_metadata(path)
-    state = {name: v.float() for name, v in load_state_dict(path).items()}
-    if bad := [name for name, v in state.items() if not torch.isfinite(v).all()]:
-        raise ValueError(f"{path} holds NaN or infinite weights ({bad[0]}); get it again")
+    state = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in load_state_dict(path).items()
+    }
     if family.package in metadata:
         told = json.loads(metadata[family.package])
         config: UNetConfig = type(next(iter(family.variants.values()))).of(told["network"])
         scheduler = ResShiftScheduler(**told["scheduler"])
         autoencoder = autoencoder or told["autoencoder"]
     else:
-        variant = variant or guess_variant(state, family, str(path))
+        family.layout.refuse_foreign(state)
+        variant = variant or family.layout.recognise(state) or ""
         if variant not in family.variants:
-            raise ValueError(f"no variant {variant!r}; known: {', '.join(family.variants)}")
+            known = ", ".join(family.variants)
+            raise ValueError(
+                f"no variant {variant!r}; known: {known}"
+                if variant
+                else f"{path} fits none of {known}; --variant NAME tells what differs"
+            )
         config = family.variants[variant]
         scheduler = ResShiftScheduler(**family.schedulers[variant])
     # Before the autoencoder: of another variant, that would be another one too.
-    network = family.load_official(state, config)
+    network = family.layout.load(state, config)
     if not autoencoder:
         face = config.in_channels == 8
         file = "ffhq512_vq_f8_dim8_face.pth" if face else "autoencoder_vq_f4.pth"
@@ -141,41 +146,6 @@ def load_pipeline(
     model = family.model(**config.to_dict())
     model.load_state_dict(network.state_dict())
     return family.pipeline(unet=vq.freeze(model), vae=vae, scheduler=scheduler)
-
-
-def guess_variant(state: Mapping[str, Tensor], family: Family, what: str) -> str:
-    """The variant whose names and shapes are the state dict's; recomputable buffers aside.
-
-    Raises:
-        ValueError: it is none; the message says what differs from the nearest.
-    """
-    given = set(shapes_of(state).items())
-    common = {}
-    for name, config in family.variants.items():
-        own = set(shapes_of(_meta_state(family, config)).items())
-        if own == given:
-            return name
-        common[name] = len(own & given)
-    nearest = max(common, key=common.__getitem__)
-    try:
-        with torch.device("meta"):
-            family.load_official(state, family.variants[nearest])
-    except ValueError as error:
-        raise ValueError(
-            f"{what} fits none of {', '.join(family.variants)}; compared with {nearest}: {error}"
-        ) from None
-    return nearest  # its names differ only where load_official renames them
-
-
-def shapes_of(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """Names and shapes of what is learned."""
-    buffers = ("attn_mask", "relative_position_index")
-    return {name: v.shape for name, v in state.items() if not name.endswith(buffers)}
-
-
-def _meta_state(family: Family, config: UNetConfig) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        return family.model(**config.to_dict()).state_dict()
 
 
 def weights_metadata(

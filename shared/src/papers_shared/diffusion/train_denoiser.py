@@ -124,7 +124,7 @@ def train_denoiser(
     _check_sizes(config, network, vae, scale=scale)
     model: nn.Module = family.model(**network.to_dict())
     if config.init is not None:
-        start = family.load_official(load_state_dict(config.init), network)
+        start = family.layout.load(load_state_dict(config.init), network)
         model.load_state_dict(start.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
     schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(config, step))
