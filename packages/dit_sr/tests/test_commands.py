@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_sr.cli import main
-from papers_shared.checkpoints import load_state_dict, save_state_dict
+from papers_shared.checkpoints import file_metadata, load_state_dict, save_state_dict
 from papers_shared.images import read_image, write_image
 
 
@@ -121,9 +121,9 @@ def test_weights_with_nan_are_refused(
 ) -> None:
     state = load_state_dict(weights)
     state["out.2.bias"][0] = torch.nan
-    save_state_dict(state, tmp_path / "nan.safetensors")
+    save_state_dict(state, tmp_path / "nan.safetensors", metadata=file_metadata(weights))
     error = error_of(capsys, "upscale", photo, "--weights", str(tmp_path / "nan.safetensors"))
-    assert "NaN or infinite weights (out.2.bias)" in error
+    assert "NaN or infinity (out.2.bias first)" in error
 
 
 @pytest.mark.parametrize(
