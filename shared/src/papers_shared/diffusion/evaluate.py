@@ -6,20 +6,28 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from papers_shared import assets
+from papers_shared._basicsr import basicsr_module
 from papers_shared.checkpoints import atomic_path
 from papers_shared.data.photos import Pair, PairFolder
 from papers_shared.diffusion.commands import EvalConfig
 from papers_shared.diffusion.pipeline import ResShiftPipeline
-from papers_shared.images import list_images, read_image, to_uint8, write_image
+from papers_shared.images import SUFFIXES, list_images, read_image, to_uint8, write_image
 from papers_shared.inference.listing import photo_seed
-from papers_shared.metrics.folder import FolderScores, evaluate_folder
+from papers_shared.metrics.folder import (
+    OF_SETS,
+    WITH_REFERENCE,
+    WITHOUT_REFERENCE,
+    FolderScores,
+    Scorer,
+    evaluate_folder,
+)
 from papers_shared.metrics.restoration import PSNR
 
 if TYPE_CHECKING:
@@ -78,14 +86,17 @@ def measure(
 
     Raises:
         FileNotFoundError: the pictures, or the weights of a metric, are not here.
+        ImportError: a package that a metric needs is not installed.
         ValueError: pictures without partner; a metric that is not known, or needs references
-            where there are none.
+            where there are none; a folder of results that holds other pictures.
     """
     folder = pairs_folder(config.data)
     has_references = any((folder / name).is_dir() for name in ("gt", "hq"))
     pairs: PairFolder | Photos
     pairs = PairFolder(folder) if has_references else Photos(folder)
-    with _result_folder(config.output) as results:
+    _check_metrics(config.metrics, folder, has_references=has_references)
+    names = pairs.names[: config.first]
+    with _result_folder(config.output, names, data=folder) as results:
         enlarge_pairs(
             pipeline,
             pairs,
@@ -98,7 +109,7 @@ def measure(
         )
         if not has_references:
             return evaluate_folder(results, metrics=config.metrics, progress=progress)
-        with _references(folder, pairs.names[: config.first], all_names=pairs.names) as references:
+        with _references(folder, names, all_names=pairs.names) as references:
             return evaluate_folder(results, references, metrics=config.metrics, progress=progress)
 
 
@@ -122,10 +133,31 @@ class Photos:
         return Pair(self.names[index], photo, photo)
 
 
+def _check_metrics(metrics: Sequence[str], folder: Path, *, has_references: bool) -> None:
+    """Refuse what cannot be computed before hours of enlarging, not after."""
+    for name in metrics:
+        if not has_references and name in WITH_REFERENCE + OF_SETS:
+            raise ValueError(
+                f"{name} compares with references, and {folder} has neither gt/ nor hq/; give "
+                f"--metrics of single pictures: {' '.join(WITHOUT_REFERENCE)}"
+            )
+    if "niqe" in metrics:
+        basicsr_module("metrics.niqe")
+    Scorer([name for name in metrics if name not in OF_SETS])
+
+
 @contextlib.contextmanager
-def _result_folder(output: Path | None) -> Iterator[Path]:
+def _result_folder(output: Path | None, names: Sequence[str], *, data: Path) -> Iterator[Path]:
+    """``output``, which holds no other pictures than those of ``names``; or a temporary folder."""
     if output is not None:
+        if output.resolve() in [(data / name).resolve() for name in ("", "lq", "gt", "hq")]:
+            raise ValueError(f"{output} holds the data; choose another folder for the results")
         output.mkdir(parents=True, exist_ok=True)
+        for path in output.iterdir():
+            if path.suffix.lower() in SUFFIXES and path.name not in {f"{n}.png" for n in names}:
+                raise ValueError(
+                    f"{path} is none of the pictures to be measured; choose another folder"
+                )
         yield output
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -108,7 +108,8 @@ def load_pipeline(
         raise FileNotFoundError(f"no weights at {path}; {family.released}")
     metadata = file_metadata(path)
     state = {
-        name: value.float() if value.is_floating_point() else value
+        # torch.compile leaves its mark inside names too, of the parts that were compiled.
+        name.replace("_orig_mod.", ""): value.float() if value.is_floating_point() else value
         for name, value in load_state_dict(path).items()
     }
     if family.package in metadata:
