@@ -163,7 +163,7 @@ def resshift_loss(
     timesteps: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The denoising loss: squared error of the network's output, unweighted.
+    """The denoising loss: squared error of the network's output, the same weight for all steps.
 
     Args:
         model: the denoiser.
@@ -185,4 +185,7 @@ def resshift_loss(
     output = model(scheduler.scale_model_input(z_t, timesteps), timesteps, lq).float()
     target = scheduler.training_target(z0, z_y, noise, timesteps)
     loss = (output - target).square().mean(dim=(1, 2, 3))
+    if scheduler.config.prediction_type == "epsilon_scale":  # in units of the noise
+        variance = scheduler.config.kappa**2 * scheduler.training_tables.etas[timesteps.cpu()]
+        loss = loss / variance.to(loss)
     return loss, scheduler.predict_original(output, timesteps, z_t, z_y)
