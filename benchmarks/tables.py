@@ -100,6 +100,63 @@ def adafm(data: dict[str, Any]) -> Iterator[str]:
     yield from table([*head, "8 rounds of 10", "largest difference"], rows)
 
 
+def resshift_family(data: dict[str, Any]) -> Iterator[str]:
+    """One step against fifteen, the networks, the forms of one of them and where its time goes."""
+    chains = data["chains"]
+    rows = []
+    for name in ("network", "picture"):
+        case = chains[name]
+        ms = case["milliseconds"]
+        rows.append(
+            [
+                {"network": "the network alone", "picture": "from photo to picture"}[name],
+                f"{case['threads']}",
+                *(f"{ms[steps] / 1e3:.2f}" for steps in ("15 steps", "1 step")),
+                f"{case['times_faster']['1 step']:.2f}x",
+                f"{case['ratio_of_macs']:.2f}",
+            ]
+        )
+    head = ["TAD-SR", "threads", "15 steps, s", "1 step, s", "faster"]
+    yield from table([*head, "ratio of multiply-accumulates"], rows)
+    yield ""
+    rows = [
+        [
+            name,
+            f"{row['parameters'] / 1e6:.2f}",
+            f"{row['gmacs']:.2f}",
+            f"{case['threads']}",
+            f"{case['milliseconds'][name]:.0f}",
+            f"{case['times_faster'][name]:.2f}x",
+            f"{row['peak_bytes'] / 1e6:.0f}",
+        ]
+        for case in data["networks"]
+        for name, row in case["networks"].items()
+    ]
+    head = ["one step", "parameters, M", "GMACs", "threads", "ms", "faster than ResShift"]
+    yield from table([*head, "peak memory, MB"], rows)
+    yield ""
+    rows = [
+        [
+            name,
+            f"{case['threads']}",
+            f"{ms:.0f}",
+            f"{case['times_faster'][name]:.2f}x",
+            f"{case['times_faster_p10'][name]:.2f}x to {case['times_faster_p90'][name]:.2f}x",
+            f"{case['relative_differences'][name]:.1e}",
+        ]
+        for case in data["forms"]
+        for name, ms in case["milliseconds"].items()
+    ]
+    head = ["DiT-SR, one after the other", "threads", "ms", "faster than plain", "8 rounds of 10"]
+    yield from table([*head, "largest difference"], rows)
+    yield ""
+    for case in data["forms"]:
+        for name, parts in case["profiles"].items():
+            shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in parts.items())
+            yield f"Time of the form '{name}', threads: {case['threads']}: {shares}."
+            yield ""
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "binary_conv": binary_conv,
     "imresize": imresize,
