@@ -203,7 +203,7 @@ SMALL: Mapping[str, Any] = {
     "crop": 32,
     "pool": 1000,
     "pool_size": 96,
-    "steps": 1500,
+    "steps": 1000,
     "batch_size": 16,
     "lr": 1e-3,
     "warmup": 100,

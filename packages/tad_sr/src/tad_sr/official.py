@@ -49,7 +49,7 @@ LAYOUT = Layout(
     build=build,
     variants=VARIANTS,
     foreign={
-        "adaLN_scale_msa": "DiT-SR's; dit-sr upscale takes it",
+        "adaLN_scale_msa": "a DiT-SR checkpoint; dit-sr upscale takes it",
         "quantize.embedding": "a VQ autoencoder's; it goes with the network, not in its place",
         "weight_orig": "a discriminator's; it serves training alone",
     },

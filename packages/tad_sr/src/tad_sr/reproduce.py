@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, get_args
@@ -58,7 +59,7 @@ def main(config: ReproduceConfig) -> int:
 def _random(seed: int) -> tuple[Any, Any, ResShiftScheduler, Noising, torch.Tensor]:
     """A random teacher and discriminator, and latents to try them on."""
     torch.manual_seed(seed)
-    config = VARIANTS["small"]
+    config = dataclasses.replace(VARIANTS["small"], lq_channels=3)
     teacher, judge = build(config).eval().requires_grad_(False), discriminator_for(config, c_dim=8)
     for parameter in teacher.parameters():  # a new network's residual blocks end in zeros
         torch.nn.init.normal_(parameter, std=0.05)
@@ -185,10 +186,10 @@ SMALL: Mapping[str, Any] = {
     "photos": ["bsds500_train"],
     "degradation": "testing",
     "crop": 64,
-    "pool": 600,
+    "pool": 300,
     "pool_size": 160,
-    "target_cache": 1024,
-    "steps": 400,
+    "target_cache": 512,
+    "steps": 300,
     "batch_size": 8,
     "lr": 2e-4,
     "lr_discriminator": 2e-4,

@@ -44,7 +44,7 @@ def pairs_folder(data: str | Path) -> Path:
         FileNotFoundError: they are not on this machine; the message says where they are had.
     """
     if str(data) == VAL_SR:
-        return next(path.parent for path in assets.fetch(VAL_SR).files.values() if path.is_dir())
+        return assets.fetch(VAL_SR).path
     return Path(data)
 
 

@@ -74,7 +74,7 @@ class Layout(Generic[N]):
         """Raise ValueError for the state dict of another network."""
         for mark, what in self.foreign.items():
             if any(mark in name for name in state):
-                raise ValueError(f"this is not the checkpoint that was expected but {what}")
+                raise ValueError(f"the checkpoint is not of this network but {what}")
 
     def _shapes(self, config: UNetConfig) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):

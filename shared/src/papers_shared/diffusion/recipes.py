@@ -25,8 +25,7 @@ Enlarge = Callable[[Tensor, int], Tensor]
 
 def val_sr(context: Context) -> PairFolder:
     """The pairs of the recipe's asset ``val_sr``."""
-    files = context.assets[VAL_SR].files.values()
-    return PairFolder(next(path.parent for path in files if path.is_dir()))
+    return PairFolder(context.assets[VAL_SR].path)
 
 
 # ---- counts

@@ -57,11 +57,14 @@ def pair_loader(
 
     Raises:
         FileNotFoundError: there are no photos.
-        ValueError: the degradation of faces does not enlarge, and has no pool.
+        ValueError: the degradation of faces does not enlarge, and has no pool; the pool's
+            pictures are smaller than the crops.
     """
     size = config.crop
     if config.degradation == "face" and (scale != 1 or config.pool):
         raise ValueError("degradation face is for networks of scale 1, and without a pool")
+    if config.pool and config.pool_size < size:
+        raise ValueError(f"pool_size {config.pool_size} is smaller than crop {size}; make it larger")
     if not config.pool:
         photos = photos_of(config.photos, least=size)
         each: PairMaker = (
