@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from papers_shared.checkpoints import file_metadata, load_file, save_state_dict
 from papers_shared.diffusion import vq
-from papers_shared.diffusion.evaluate import validation_psnr
+from papers_shared.diffusion.evaluate import check_validation, validation_psnr
 from papers_shared.diffusion.families import load_pipeline, weights_metadata
 from papers_shared.diffusion.latents import condition_of
 from papers_shared.diffusion.scheduler import ResShiftScheduler
@@ -67,6 +67,7 @@ def train(config: TrainConfig) -> Trained:
         )
     if FAMILY.path_of(config.teacher).is_dir():
         raise ValueError(f"{config.teacher} is a folder; give the teacher's file of weights")
+    check_validation(config.validation)
     teaching = load_pipeline(
         FAMILY, config.teacher, variant=config.variant, autoencoder=config.autoencoder
     )

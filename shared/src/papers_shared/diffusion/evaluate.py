@@ -178,6 +178,20 @@ def _references(folder: Path, names: list[str], *, all_names: list[str]) -> Iter
         yield Path(some)
 
 
+def check_validation(data: str) -> None:
+    """Refuse at the start of a training what it could not validate on hours later; '' is none.
+
+    Raises:
+        FileNotFoundError: the pairs are not on this machine.
+        ValueError: a picture has no partner.
+    """
+    if data:
+        try:
+            PairFolder(pairs_folder(data))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; or go without validation: --validation ''") from None
+
+
 def validation_psnr(
     pipeline: ResShiftPipeline, data: str | Path, *, first: int | None = None, **options: Any
 ) -> float:

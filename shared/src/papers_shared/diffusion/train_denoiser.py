@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from papers_shared.checkpoints import load_state_dict
 from papers_shared.diffusion import vq
 from papers_shared.diffusion.commands import DenoiserConfig
-from papers_shared.diffusion.evaluate import validation_psnr
+from papers_shared.diffusion.evaluate import check_validation, validation_psnr
 from papers_shared.diffusion.families import Family, load_autoencoder, weights_metadata
 from papers_shared.diffusion.latents import condition_of, decode, latent_factor
 from papers_shared.diffusion.scheduler import ResShiftScheduler
@@ -105,6 +105,7 @@ def train_denoiser(
         ValueError: the configuration does not fit itself, the data or an earlier run.
         FileNotFoundError: photos or autoencoder are not here; the message says how to get them.
     """
+    check_validation(config.validation)
     output = config.output or Path("runs") / config.variant
     settings = {key: value for key, value in asdict(config).items() if key not in INTERVALS}
     run = Run(

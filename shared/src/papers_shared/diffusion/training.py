@@ -64,7 +64,9 @@ def pair_loader(
     if config.degradation == "face" and (scale != 1 or config.pool):
         raise ValueError("degradation face is for networks of scale 1, and without a pool")
     if config.pool and config.pool_size < size:
-        raise ValueError(f"pool_size {config.pool_size} is smaller than crop {size}; make it larger")
+        raise ValueError(
+            f"pool_size {config.pool_size} is smaller than crop {size}; make it larger"
+        )
     if not config.pool:
         photos = photos_of(config.photos, least=size)
         each: PairMaker = (

@@ -57,6 +57,9 @@ class PipelineUpscaler:
         tile: side of the tiles in pixels of the photo; None: the largest that fits into memory.
         overlap: of the tiles, at most half a tile.
         batch_size: tiles at once.
+
+    Raises:
+        ValueError: steps out of range, or the smallest tile does not fit into memory.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class PipelineUpscaler:
     ) -> None:
         self.pipeline, self.batch_size = pipeline, batch_size
         self.steps = pipeline.default_steps if steps is None else steps
+        pipeline.scheduler.set_timesteps(self.steps)  # refused now, not once a photo
         multiple = pipeline.multiple
         if tile is None:
             largest = LARGEST_TILE if pipeline.device.type == "cuda" else CPU_TILE
