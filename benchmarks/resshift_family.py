@@ -14,8 +14,8 @@ Forms: DiT-SR's forward pass as one would write it down, then with what this lib
 one thing after the other. Plain: contiguous maps; each block cuts them into windows by permuted
 copies; attention by softmax between two products; AdaFM by Fourier transforms. The forms share
 weights and the cached shift masks, and give the same output. A profile says where the time goes.
-torch.compile is left out: the cached masks of shifted windows break its graph, and it compiled for 18
-minutes beside other work on two cores.
+torch.compile is left out: the cached masks of shifted windows break its graph, and it compiled for
+18 minutes beside other work on two cores.
 """
 
 from __future__ import annotations
