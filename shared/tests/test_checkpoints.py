@@ -129,6 +129,17 @@ def test_an_output_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -
         save_state_dict({"w": torch.ones(1)}, tmp_path / "file" / "model.safetensors")
 
 
+def test_convert_keeps_the_metadata_and_halves_floats_if_asked(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    state = {"weight": torch.tensor([1.0, 2.5]), "index": torch.tensor([3, 4])}
+    checkpoints.save_state_dict(state, source, metadata={"network": "small"})
+    assert checkpoints.main(["convert", str(source), str(target), "--half"]) == 0
+    halved = checkpoints.load_state_dict(target)
+    assert (halved["weight"].dtype, halved["index"].dtype) == (torch.float16, torch.int64)
+    assert torch.equal(halved["weight"].float(), state["weight"])
+    assert checkpoints.file_metadata(target)["network"] == "small"
+
+
 def test_convert_writes_safetensors(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source, target = tmp_path / "a.pth", tmp_path / "a.safetensors"
     shared = torch.arange(4.0)

@@ -290,6 +290,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path, nargs="?")
     parser.add_argument("--key", help="the entry that holds the state dict")
+    parser.add_argument("--half", action="store_true", help="floating-point entries as float16")
     args = parser.parse_args(argv)
     try:
         state = load_state_dict(args.source, key=args.key)
@@ -299,7 +300,9 @@ def main(argv: list[str] | None = None) -> int:
         elif args.target is None or args.target.suffix != ".safetensors":
             parser.error("convert needs a target that ends in .safetensors")
         else:
-            save_state_dict(state, args.target)
+            if args.half:
+                state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+            save_state_dict(state, args.target, metadata=file_metadata(args.source))
             print(f"{args.target}: {len(state)} entries")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
