@@ -54,6 +54,7 @@ def test_the_authors_files_are_evaluated_end_to_end(files: list[str], tmp_path: 
     assert "on val_sr, 2 pictures" in out
     assert "psnr: " in out
     assert [read_image(path).shape for path in tmp_path.glob("*.png")] == [(3, 256, 256)] * 2
+    print(f"eval: {peak:.2f} GB")
     assert peak < 8
 
 

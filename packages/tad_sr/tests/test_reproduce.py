@@ -96,7 +96,7 @@ def test_a_row_of_the_ablation_distils_once_a_seed(
     context = partial(Context, "cpu", 5, work)
     row = reproduce.student(context({**settings, **given, "seeds": 2}))
     assert row.keys() == REPORTED.tables["ablation_small"].columns.keys()
-    assert all(measured.n == 2 and measured.std > 0 for measured in row.values())
+    assert all(measured.n == 2 and measured.std for measured in row.values())
     assert sorted(path.name for path in work.glob("seed*")) == ["seed5", "seed6"]
 
 
