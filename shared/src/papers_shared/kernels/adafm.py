@@ -158,6 +158,10 @@ def matrix_form(x: Tensor, gains: Tensor, patch_size: int) -> Tensor:
     p, rows, columns = patch_size, height // patch_size, width // patch_size
     kind = _compute_dtype(x)
     matrix = adafm_matrix(gains.to(kind), p)
+    if memory_format(x) is torch.channels_last and columns == 1:  # patches lie one after another
+        stacked = x.permute(0, 2, 3, 1).to(kind).reshape(batch, rows, p * p, channels)
+        y = (matrix[:, None] @ stacked).to(x.dtype)
+        return y.view(batch, height, width, channels).permute(0, 3, 1, 2)
     if memory_format(x) is torch.channels_last:  # (p^2, p^2) @ (p^2, patches and C)
         patches = x.permute(0, 2, 3, 1).reshape(batch, rows, p, columns, p, channels)
         packed = _copy(patches.permute(0, 2, 4, 1, 3, 5), kind)
