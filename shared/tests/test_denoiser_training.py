@@ -258,6 +258,13 @@ def start(photos, tmp_path, tmp_path_factory):
     return run
 
 
+def pairs_in(folder):
+    for kind, side in (("lq", 8), ("gt", 32)):
+        (folder / "pairs" / kind).mkdir(parents=True)
+        write_image(torch.rand(3, side, side), folder / "pairs" / kind / "a.png")
+    return str(folder / "pairs")
+
+
 def test_validation_comes_after_whole_updates_with_the_averaged_weights(
     start, tmp_path, monkeypatch
 ):
@@ -269,8 +276,9 @@ def test_validation_comes_after_whole_updates_with_the_averaged_weights(
         return 20.0 + len(seen)
 
     monkeypatch.setattr(training, "validation_psnr", psnr)
-    trained = start(accumulate=2, validation="pairs", validation_first=3, validate_every=2)
-    assert [(data, first) for data, first, _ in seen] == [("pairs", 3)] * 2
+    pairs = pairs_in(tmp_path)
+    trained = start(accumulate=2, validation=pairs, validation_first=3, validate_every=2)
+    assert [(data, first) for data, first, _ in seen] == [(pairs, 3)] * 2
     assert seen[0][2] is trained.model
     log = (tmp_path / "run" / "log.jsonl").read_text()
     assert log.count('"psnr_y": 21.0') == log.count('"psnr_y": 22.0') == 1
@@ -279,12 +287,8 @@ def test_validation_comes_after_whole_updates_with_the_averaged_weights(
 
 def test_validation_leaves_the_training_as_it_was(start, tmp_path):
     """The scheduler's chain and the generators are put to use between two updates."""
-    for kind in ("lq", "gt"):
-        (tmp_path / "pairs" / kind).mkdir(parents=True)
-        side = 32 if kind == "gt" else 8
-        write_image(torch.rand(3, side, side), tmp_path / "pairs" / kind / "a.png")
     plain = start(output=tmp_path / "plain")
-    watched = start(validation=str(tmp_path / "pairs"), validate_every=1)
+    watched = start(validation=pairs_in(tmp_path), validate_every=2)
     one, other = plain.model.state_dict(), watched.model.state_dict()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ TINY = Config(
     lq_size=16,
     norm_groups=4,
 )
+
+
+# For what runs a network many times: four blocks in all.
+LIGHT = replace(TINY, attention_resolutions=(8,), swin_depth=1)
 
 
 @pytest.fixture(autouse=True)
@@ -72,12 +77,12 @@ def autoencoder_file(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def weights(tmp_path: Path, network: DiTSR, autoencoder_file: str) -> str:
+def weights(tmp_path: Path, autoencoder_file: str) -> str:
     """The small network in a file as training writes it: four steps."""
     path = tmp_path / "network.safetensors"
     scheduler = ResShiftScheduler(num_train_timesteps=4)
-    metadata = weights_metadata(FAMILY, TINY, scheduler, autoencoder_file)
-    save_state_dict(network.state_dict(), path, metadata=metadata)
+    metadata = weights_metadata(FAMILY, LIGHT, scheduler, autoencoder_file)
+    save_state_dict(random_network(LIGHT).state_dict(), path, metadata=metadata)
     return str(path)
 
 
