@@ -201,12 +201,12 @@ SMALL: Mapping[str, Any] = {
     "photos": ["bsds500_train"],
     "degradation": "testing",
     "crop": 32,
-    "pool": 1000,
+    "pool": 600,
     "pool_size": 96,
-    "steps": 1000,
+    "steps": 500,
     "batch_size": 16,
     "lr": 1e-3,
-    "warmup": 100,
+    "warmup": 50,
     "lr_schedule": "cosine",
     "prediction": "residual",
     "seeds": 3,
@@ -242,7 +242,7 @@ def small_training(context: Context, *, network: Config) -> dict[str, Measured]:
         run = {"seed": seed, "output": context.workdir / f"seed{seed}"}
         done = train(load_config(TrainConfig, None, {**settings, **fixed, **run}), network=network)
         pipeline = DiTSRPipeline(unet=done.model, vae=done.vae, scheduler=done.scheduler)
-        scores, _ = picture_scores(pairs, sampled(pipeline, None, seed=seed), first=16)
+        scores, _ = picture_scores(pairs, sampled(pipeline, None, seed=seed), first=8)
         mse = denoising_mse(done.model, done.vae, done.scheduler, pairs, seed=0)
         rows.append({"val_mse": mse, "psnr": scores["psnr"]})
         context.progress(seed - context.seed + 1, seeds, "trainings")
