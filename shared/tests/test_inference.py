@@ -11,6 +11,7 @@ from papers_shared.inference import (
     available_memory,
     colour,
     count_tiles,
+    even_tile,
     match_colour,
     plan_tile,
     run_tiled,
@@ -69,7 +70,9 @@ def test_batches_of_latents_keep_their_pictures_apart():
     def double(tiles, origins):
         seen.extend(origins)
         for tile, (image, top, left) in zip(tiles, origins, strict=True):
-            assert torch.equal(tile, latents[image, :, top : top + 16, left : left + 16])
+            height, width = tile.shape[1:]
+            assert max(height, width) <= 16
+            assert torch.equal(tile, latents[image, :, top : top + height, left : left + width])
         return torch.cat([tiles, 2 * tiles], 1)
 
     out = run_tiled(double, latents, scale=1, tile=16, overlap=4, batch_size=5)
@@ -369,3 +372,13 @@ def test_colour_of_tiny_and_constant_pictures():
 def test_pictures_whose_colours_cannot_be_matched_are_refused(image, reference, method, message):
     with pytest.raises(ValueError, match=message):
         match_colour(image, reference, method)
+
+
+def test_tiles_are_as_small_as_cover_a_side_with_their_number():
+    for length in range(1, 400):
+        side = even_tile(length, tile=64, overlap=8, multiple=8)
+        assert side % 8 == 0
+        count = len(tile_starts(length, 64, 8))
+        assert len(tile_starts(length, side, min(8, side - 1))) == count
+        assert count == 1 or count * (side - 8) - (count - 1) * 8 < length <= count * side
+    assert even_tile(300, tile=256, overlap=16, multiple=16) == 160

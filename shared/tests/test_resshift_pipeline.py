@@ -116,7 +116,9 @@ def test_tiles_of_a_batch_are_those_one_by_one(pipeline):
 def test_a_tile_is_rounded_up_and_the_overlap_is_half_of_it_at_most(pipeline):
     calls = []
     pipeline.enlarge(photo(8, 24), 2, tile=3, overlap=100, progress=lambda *n: calls.append(n))
-    assert calls[-1] == (5, 5)  # tiles of 8 every 4 pixels
+    # Five tiles of 8 every 4 pixels, two steps each; a tile's end is told after its last step.
+    assert [done for done, _ in calls] == [1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 8, 9, 10, 10]
+    assert {total for _, total in calls} == {10}
 
 
 def test_an_uneven_picture_is_padded_and_cut_to_size(pipeline):

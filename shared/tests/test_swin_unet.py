@@ -160,14 +160,18 @@ def test_the_time_embedding_has_cosines_of_the_raw_step_first():
 
 
 def test_the_faces_condition_is_brought_down_to_128_channels():
-    extractor, channels = condition_extractor(image_size=64, lq_size=512, lq_channels=3, cond_mask=False)
+    extractor, channels = condition_extractor(
+        image_size=64, lq_size=512, lq_channels=3, cond_mask=False
+    )
     assert channels == 128
     assert [m.op.out_channels for m in extractor if isinstance(m, Downsample)] == [32, 64, 128]
     assert extractor(torch.zeros(1, 3, 32, 16)).shape == (1, 128, 4, 2)
 
 
 def test_a_low_quality_picture_of_the_latents_size_is_taken_as_it_is():
-    extractor, channels = condition_extractor(image_size=64, lq_size=64, lq_channels=3, cond_mask=True)
+    extractor, channels = condition_extractor(
+        image_size=64, lq_size=64, lq_channels=3, cond_mask=True
+    )
     x = torch.randn(1, 4, 2, 2)
     assert channels == 4
     assert extractor(x) is x

@@ -362,7 +362,7 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys):
         for done in (1, 2, 4):
             progress(done, 4)
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["a.png: 1 of 4 tiles", "a.png: 2 of 4 tiles"]
+    assert [line.split(",")[0] for line in lines] == ["a.png: 25%", "a.png: 50%"]
     with TileProgress("a.png", bar=False) as progress:
         progress(1, 4)
     assert capsys.readouterr().err == ""

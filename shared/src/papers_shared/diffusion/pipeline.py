@@ -29,7 +29,7 @@ from papers_shared.diffusion.latents import (
 )
 from papers_shared.diffusion.scheduler import ResShiftScheduler
 from papers_shared.images import to_uint8
-from papers_shared.inference import Origin, run_tiled
+from papers_shared.inference import Origin, count_tiles, run_tiled
 from papers_shared.training.seeds import seed_from
 
 PRIOR = -1  # the step under which the chain's first noise is drawn
@@ -141,7 +141,7 @@ class ResShiftPipeline(DiffusionPipeline):
             batch_size: tiles at once.
             output_type: ``pil``, or ``pt`` for a tensor in [0, 1] on the CPU.
             return_dict: False: a tuple.
-            progress: called with (tiles done, tiles in all).
+            progress: called with (steps done, steps in all), counted over all tiles.
 
         Returns:
             the pictures; their values are clamped to [0, 1].
@@ -187,15 +187,20 @@ class ResShiftPipeline(DiffusionPipeline):
         steps = self.default_steps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(steps)
         tile = -(-tile // self.multiple) * self.multiple
+        overlap = min(overlap, tile // 2)
+        tiles = count_tiles(*picture.shape[1:], tile=tile, overlap=overlap)
+        told = _StepProgress(progress, tiles=tiles, steps=steps)
         large = run_tiled(
-            lambda tiles, origins: self._tiles(tiles, origins, seed=seed),
+            lambda tiles, origins: self._tiles(
+                tiles, origins, seed=seed, after_step=told.after_step
+            ),
             picture * 2 - 1,
             scale=self.scale,
             tile=tile,
-            overlap=min(overlap, tile // 2),
+            overlap=overlap,
             multiple=self.multiple,
             batch_size=batch_size,
-            progress=progress,
+            progress=told.after_tiles,
         )
         return (large / 2 + 0.5).clamp_(0, 1)
 
@@ -205,7 +210,14 @@ class ResShiftPipeline(DiffusionPipeline):
         one = self.scheduler.config.timestep_spacing == "trailing"
         return 1 if one else len(self.scheduler)
 
-    def _tiles(self, tiles: Tensor, origins: Sequence[Origin], *, seed: int) -> Tensor:
+    def _tiles(
+        self,
+        tiles: Tensor,
+        origins: Sequence[Origin],
+        *,
+        seed: int,
+        after_step: Callable[[int], None],
+    ) -> Tensor:
         """(N, 3, h, w) in [-1, 1] -> (N, 3, h s, w s) in [-1, 1]."""
         device, dtype = self._execution_device, self.unet.dtype
         ratio = self.pixels_per_latent
@@ -216,15 +228,23 @@ class ResShiftPipeline(DiffusionPipeline):
         latents = self.sample(
             tiles.to(device, dtype),
             noise=lambda step: field.windows(step, corners, *size).to(device, dtype),
+            after_step=lambda: after_step(len(tiles)),
         )
         return decode(self.vae, latents).float().clamp(-1, 1)
 
-    def sample(self, lq: Tensor, *, noise: Callable[[int], Tensor]) -> Tensor:
+    def sample(
+        self,
+        lq: Tensor,
+        *,
+        noise: Callable[[int], Tensor],
+        after_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
         """The chain over the scheduler's current timesteps.
 
         Args:
             lq: (N, 3, h, w) in [-1, 1], sides multiples of ``multiple``.
             noise: step index -> standard normal latents; ``PRIOR`` for the start.
+            after_step: called after each step.
 
         Returns:
             the clean latent as predicted in the last step, (N, C, h', w').
@@ -240,7 +260,38 @@ class ResShiftPipeline(DiffusionPipeline):
             stochastic = scheduler.config.algorithm_type == "ddpm" and not last
             out = scheduler.step(output, t, z, z_y, noise=noise(t) if stochastic else None)
             z = out.prev_sample
+            after_step()
         return out.pred_original_sample
+
+
+class _StepProgress:
+    """Tells a callback of the steps done over all tiles.
+
+    Args:
+        callback: called as ``callback(done, total)``, or None.
+        tiles: how many there are, as far as one knows; smaller ones may become necessary.
+        steps: of a tile.
+    """
+
+    def __init__(
+        self, callback: Callable[[int, int], None] | None, *, tiles: int, steps: int
+    ) -> None:
+        self.callback, self.steps = callback, steps
+        self.finished, self.total, self.inside = 0, tiles * steps, 0
+
+    def after_step(self, count: int) -> None:
+        """A step of ``count`` tiles is done."""
+        self.inside += count
+        self._tell()
+
+    def after_tiles(self, done: int, total: int) -> None:
+        """So many tiles are done in all."""
+        self.finished, self.total, self.inside = done * self.steps, total * self.steps, 0
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.callback is not None:
+            self.callback(min(self.finished + self.inside, self.total), self.total)
 
 
 def _as_tensors(image: Any) -> list[Tensor]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from papers_shared.complexity import count_macs
@@ -18,12 +19,14 @@ from papers_shared.inference import (
     Estimate,
     available_memory,
     count_tiles,
+    even_tile,
     plan_tile,
     upscale_files,
 )
 
-LARGEST_TILE = 512  # the authors' tile; on a CPU smaller ones are cheaper a pixel
-CPU_TILE = 128
+LARGEST_TILE = 512  # the authors' tile
+# On a CPU smaller ones are cheaper a pixel, the more so where the autoencoder attends globally.
+CPU_TILE, CPU_TILE_WITH_ATTENTION = 256, 128
 
 
 def prepared_pipeline(config: NetworkConfig, family: Family) -> ResShiftPipeline:
@@ -76,7 +79,10 @@ class PipelineUpscaler:
         pipeline.scheduler.set_timesteps(self.steps)  # refused now, not once a photo
         multiple = pipeline.multiple
         if tile is None:
-            largest = LARGEST_TILE if pipeline.device.type == "cuda" else CPU_TILE
+            attends = not isinstance(pipeline.vae, AutoencoderTiny)
+            largest = CPU_TILE_WITH_ATTENTION if attends else CPU_TILE
+            if pipeline.device.type == "cuda":
+                largest = LARGEST_TILE
             sides = range(multiple, max(largest, multiple) + 1, multiple)
             tile = plan_tile(available_memory(pipeline.device), self.bytes_of_tile, sides)
         self.tile = -(-tile // multiple) * multiple
@@ -112,7 +118,10 @@ class PipelineUpscaler:
     def estimate(self, height: int, width: int) -> Estimate:
         """Tiles, seconds and bytes for a photo."""
         multiple = self.pipeline.multiple
-        rows, columns = (min(self.tile, -(-n // multiple) * multiple) for n in (height, width))
+        rows, columns = (
+            even_tile(side, tile=self.tile, overlap=self.overlap, multiple=multiple)
+            for side in (height, width)
+        )
         tiles = count_tiles(height, width, tile=self.tile, overlap=self.overlap)
         seconds = tiles * self._macs(rows, columns) / macs_per_second(str(self.pipeline.device))
         return Estimate(tiles, seconds, self.bytes_of_tile(max(rows, columns)))

@@ -10,7 +10,7 @@ large = match_colour(large, photo, method="wavelet")
 from papers_shared.inference.colour import match_colour
 from papers_shared.inference.memory import OutOfMemory, available_memory, plan_tile
 from papers_shared.inference.photos import Estimate, Report, Upscaler, upscale_files
-from papers_shared.inference.tiles import Origin, count_tiles, run_tiled, tile_starts
+from papers_shared.inference.tiles import Origin, count_tiles, even_tile, run_tiled, tile_starts
 
 __all__ = [
     "Estimate",
@@ -20,6 +20,7 @@ __all__ = [
     "Upscaler",
     "available_memory",
     "count_tiles",
+    "even_tile",
     "match_colour",
     "plan_tile",
     "run_tiled",

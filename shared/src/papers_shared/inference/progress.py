@@ -9,7 +9,7 @@ from typing import Any
 
 
 class TileProgress:
-    """Shows (tiles done, tiles in all) on stderr while it is entered.
+    """Shows (done, in all) on stderr while it is entered.
 
     Args:
         name: of the photo.
@@ -29,8 +29,8 @@ class TileProgress:
             from rich.console import Console
             from rich.progress import (
                 BarColumn,
-                MofNCompleteColumn,
                 Progress,
+                TaskProgressColumn,
                 TextColumn,
                 TimeRemainingColumn,
             )
@@ -38,7 +38,7 @@ class TileProgress:
             self._progress = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                MofNCompleteColumn(),
+                TaskProgressColumn(),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
                 transient=True,
@@ -65,7 +65,7 @@ class TileProgress:
             self.shown = now
             left = (now - self.started) / done * (total - done)
             print(
-                f"{self.name}: {done} of {total} tiles, about {duration(left)} left",
+                f"{self.name}: {done / total:.0%}, about {duration(left)} left",
                 file=sys.stderr,
                 flush=True,
             )

@@ -49,6 +49,20 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     return [*(i * (tile - overlap) for i in range(steps)), max(0, length - tile)]
 
 
+def even_tile(length: int, *, tile: int, overlap: int, multiple: int = 1) -> int:
+    """The smallest side of a tile that covers a length with as many tiles as ``tile`` does.
+
+    Args:
+        length: of the side, in pixels; padded to a multiple if it is not longer than ``tile``.
+        tile: the longest side allowed, a multiple of ``multiple``.
+        overlap: of neighbouring tiles, at least.
+        multiple: what the result is a multiple of.
+    """
+    count = len(tile_starts(length, tile, overlap))
+    share = math.ceil((length + (count - 1) * overlap) / count)
+    return min(tile, math.ceil(share / multiple) * multiple)
+
+
 def count_tiles(height: int, width: int, *, tile: int, overlap: int) -> int:
     """How many tiles ``run_tiled`` makes of a picture."""
     return len(tile_starts(height, tile, overlap)) * len(tile_starts(width, tile, overlap))
@@ -96,7 +110,8 @@ def run_tiled(
             to the origin.
         image: picture or latent (C, H, W) or (B, C, H, W), any value range.
         scale: output pixels an input pixel.
-        tile: longest side of a tile, a multiple of ``multiple``.
+        tile: longest side of a tile, a multiple of ``multiple``; sides are as short as cover the
+            picture with the same number of tiles.
         overlap: of neighbouring tiles in input pixels; more where the last was shifted.
         multiple: what the sides of the tiles must be multiples of.
         batch_size: tiles in a call.
@@ -248,8 +263,13 @@ class _Runner:
         if turned:
             batch, top, left = batch.transpose(-1, -2), left, top
         count, _, length, breadth = batch.shape
-        tops, lefts = tile_starts(length, tile, overlap), tile_starts(breadth, tile, overlap)
-        height, width, s = min(tile, length), min(tile, breadth), self.scale
+        height, width = (
+            even_tile(side, tile=tile, overlap=overlap, multiple=self.multiple)
+            for side in (length, breadth)
+        )
+        tops = tile_starts(length, height, min(overlap, height - 1))
+        lefts = tile_starts(breadth, width, min(overlap, width - 1))
+        s = self.scale
         row_weights = side_weights(tops, height, s, self.blend)
         column_weights = side_weights(lefts, width, s, self.blend)
 
