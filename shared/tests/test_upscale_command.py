@@ -196,7 +196,7 @@ def test_as_many_tiles_are_computed_as_estimated(pipeline, height, width):
     upscaler, calls = PipelineUpscaler(pipeline, steps=2, tile=16, overlap=4), []
     out = upscaler(torch.rand(3, height, width), seed=0, progress=lambda *n: calls.append(n))
     assert out.shape == (3, 4 * height, 4 * width)
-    assert calls[-1] == (upscaler.estimate(height, width).tiles,) * 2
+    assert calls[-1] == (2 * upscaler.estimate(height, width).tiles,) * 2  # steps of all tiles
 
 
 def test_tiles_are_as_large_as_memory_allows(pipeline, monkeypatch):

@@ -375,7 +375,7 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch, capsys):
         progress(3, 4)
     shown = capsys.readouterr().err
     assert "[a].png" in shown
-    assert "3/4" in shown
+    assert "75%" in shown
 
 
 def test_durations_are_short():

@@ -184,6 +184,10 @@ class ResShiftPipeline(DiffusionPipeline):
 
         Arguments and errors as of the pipeline's call; all noise follows from ``seed``.
         """
+        if tile < 1 or overlap < 0:
+            raise ValueError(
+                f"expected tile > 0 and overlap >= 0, got tile {tile} and overlap {overlap}"
+            )
         steps = self.default_steps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(steps)
         tile = -(-tile // self.multiple) * self.multiple
