@@ -37,7 +37,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from dit_sr import model as dit_sr
 from papers_shared.complexity import compare_latency, count_macs, count_parameters, peak_memory
 from papers_shared.diffusion import vq
-from papers_shared.diffusion.recipes import autoencoder_counts, denoiser_inputs
+from papers_shared.diffusion.reproduce import autoencoder_counts, denoiser_inputs
 from papers_shared.diffusion.scheduler import ResShiftScheduler
 from papers_shared.diffusion.swin import SwinStage, WindowAttention, Windows, shift_mask
 from papers_shared.diffusion.swin_unet import SwinUNetConfig, UNetConfig, UNetModelSwin

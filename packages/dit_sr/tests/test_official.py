@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dit_sr import VARIANTS, Config, build, load_official, load_pipeline
+from dit_sr import VARIANTS, Config, build, load_official, load_pipeline, load_released
 from dit_sr.family import FAMILY
 from dit_sr.official import LAYOUT
 from papers_shared.diffusion import families
@@ -205,3 +205,14 @@ def test_a_saved_pipeline_brings_all_with_it(weights: str, tmp_path: Path) -> No
     assert torch.equal(again.enlarge(picture), whole.enlarge(picture))
     with pytest.raises(ValueError, match="leave out variant and autoencoder"):
         load_pipeline(str(tmp_path / "whole"), variant="realsr")
+
+
+def test_a_released_network_is_found_by_name_and_never_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="known: realsr, faceir"):
+        load_released("lite")
+    monkeypatch.setenv("PAPERS_CACHE", str(tmp_path))
+    monkeypatch.delenv("PAPERS_MIRROR", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"drive\.google\.com"):
+        load_released()

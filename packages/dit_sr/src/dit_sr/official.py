@@ -13,8 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from dit_sr.model import VARIANTS, Config, DiTSR, build
+from papers_shared import assets
+from papers_shared.checkpoints import load_state_dict
 from papers_shared.diffusion.official import Layout
 
+CHECKPOINTS = {"realsr": "dit_sr_realsr", "faceir": "dit_sr_faceir"}
 LAYOUT = Layout(
     build=build,
     variants=VARIANTS,
@@ -31,3 +34,20 @@ def load_official(state_dict: Mapping[str, Tensor], config: Config | Mapping[str
     Arguments and errors as of ``papers_shared.diffusion.official.Layout.load``.
     """
     return LAYOUT.load(state_dict, config)
+
+
+def load_released(name: str = "realsr", *, path: str | None = None) -> DiTSR:
+    """A released network, its file found by name (it is never downloaded), in eval mode.
+
+    Args:
+        name: of ``CHECKPOINTS``, which is also its variant.
+        path: where the file is, or its folder; by default the mirrors and the cache.
+
+    Raises:
+        ValueError: there is no such checkpoint, or the file is another network's.
+        FileNotFoundError: the file is nowhere; the message says how to get it.
+    """
+    if name not in CHECKPOINTS:
+        raise ValueError(f"no released checkpoint {name!r}; known: {', '.join(CHECKPOINTS)}")
+    file = assets.fetch(CHECKPOINTS[name], path=path).path
+    return load_official(load_state_dict(file), VARIANTS[name])

@@ -16,7 +16,7 @@ from papers_shared.cli import load_config
 from papers_shared.complexity import Operations, count_macs, count_parameters
 from papers_shared.diffusion import vq
 from papers_shared.diffusion.parity import as_recorded
-from papers_shared.diffusion.recipes import (
+from papers_shared.diffusion.reproduce import (
     VAL_SR,
     autoencoder_counts,
     denoiser_inputs,

@@ -10,7 +10,7 @@ from torch import nn
 
 from papers_shared.complexity import count_macs, count_parameters
 from papers_shared.diffusion import vq
-from papers_shared.diffusion.recipes import autoencoder_counts, denoiser_inputs
+from papers_shared.diffusion.reproduce import autoencoder_counts, denoiser_inputs
 from papers_shared.tables.recipe import Context, Measured
 from tad_sr.discriminator import ProjectedDiscriminator, TimeAwareDiscriminator, discriminator_for
 from tad_sr.model import VARIANTS, Config, build

@@ -12,7 +12,7 @@ import torch
 from papers_shared.cli import load_config
 from papers_shared.diffusion.latents import condition_of, encode
 from papers_shared.diffusion.latents import enlarge as enlarge_bicubic
-from papers_shared.diffusion.recipes import (
+from papers_shared.diffusion.reproduce import (
     VAL_SR,
     interpolated,
     over_seeds,
