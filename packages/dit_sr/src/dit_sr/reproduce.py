@@ -203,7 +203,8 @@ SMALL: Mapping[str, Any] = {
     "crop": 32,
     "pool": 600,
     "pool_size": 96,
-    "steps": 500,
+    "steps": 400,
+    "ema_decay": 0.98,
     "batch_size": 16,
     "lr": 1e-3,
     "warmup": 50,
@@ -242,8 +243,8 @@ def small_training(context: Context, *, network: Config) -> dict[str, Measured]:
         run = {"seed": seed, "output": context.workdir / f"seed{seed}"}
         done = train(load_config(TrainConfig, None, {**settings, **fixed, **run}), network=network)
         pipeline = DiTSRPipeline(unet=done.model, vae=done.vae, scheduler=done.scheduler)
-        scores, _ = picture_scores(pairs, sampled(pipeline, None, seed=seed), first=8)
-        mse = denoising_mse(done.model, done.vae, done.scheduler, pairs, seed=0)
+        scores, _ = picture_scores(pairs, sampled(pipeline, None, seed=seed), first=4)
+        mse = denoising_mse(done.model, done.vae, done.scheduler, pairs, first=8, seed=0)
         rows.append({"val_mse": mse, "psnr": scores["psnr"]})
         context.progress(seed - context.seed + 1, seeds, "trainings")
     return over_seeds(rows)

@@ -154,12 +154,18 @@ def interpolated(mode: str, *, scale: int = 4) -> Enlarge:
 
 @torch.no_grad()
 def denoising_mse(
-    model: nn.Module, vae: Any, scheduler: ResShiftScheduler, pairs: PairFolder, *, seed: int
+    model: nn.Module,
+    vae: Any,
+    scheduler: ResShiftScheduler,
+    pairs: PairFolder,
+    *,
+    first: int,
+    seed: int,
 ) -> float:
-    """Squared error of the predicted clean latent, mean over pairs and all steps."""
+    """Squared error of the predicted clean latent, mean over the first pairs and all steps."""
     generator = torch.Generator().manual_seed(seed)
     errors = []
-    for i in range(len(pairs)):
+    for i in range(first):
         lq, gt = pairs[i].lq[None] * 2 - 1, pairs[i].gt[None] * 2 - 1
         z0, z_y = encode(vae, gt), encode(vae, enlarge(lq, scheduler.config.scale_factor))
         count = len(scheduler)
