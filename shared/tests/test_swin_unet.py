@@ -236,3 +236,27 @@ def test_recomputable_buffers_are_never_taken_from_a_file():
     rebuilt = rebuild_buffers(model, other)
     assert rebuilt.keys() == state.keys()
     assert all(torch.equal(rebuilt[name], state[name]) for name in state)
+
+
+def test_a_network_may_be_told_the_latent_in_place_of_the_picture():
+    small = {
+        "image_size": 8,
+        "model_channels": 16,
+        "channel_mult": (1, 2),
+        "num_res_blocks": (1, 1),
+        "attention_resolutions": (8,),
+        "num_head_channels": 8,
+        "swin_embed_dim": 16,
+        "window_size": 4,
+        "lq_size": 8,
+        "norm_groups": 4,
+    }
+    latent = SwinUNetConfig.of({**small, "in_channels": 8, "out_channels": 8, "lq_channels": 8})
+    network = UNetModelSwin(latent).eval()
+    x, z_y = torch.randn(2, 1, 8, *[latent.image_size] * 2).unbind()
+    with torch.no_grad():
+        assert network(x, torch.tensor([3]), z_y).shape == x.shape
+    with pytest.raises(ValueError, match=r"3 \(a picture\) or 8 \(its latent\), got 5"):
+        UNetModelSwin({**latent.to_dict(), "lq_channels": 5})
+    with pytest.raises(ValueError, match="a latent, of its size already"):
+        UNetModelSwin({**latent.to_dict(), "lq_size": 2 * latent.image_size})

@@ -126,6 +126,11 @@ class ConditionalUNet(nn.Module):
         norm_groups: int = 32,
     ) -> None:
         super().__init__()
+        if lq_channels not in (3, in_channels):
+            raise ValueError(
+                f"lq_channels has to be 3 (a picture) or {in_channels} (its latent), "
+                f"got {lq_channels}"
+            )
         self.model_channels = model_channels
         self.cond_mask, self.alignment = cond_mask, alignment
         self.lq_ratio = lq_size // image_size
