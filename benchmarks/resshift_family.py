@@ -348,8 +348,8 @@ def main(argv: list[str] | None = None) -> int:
     results["networks"], results["forms"] = [], []
     for threads in sorted({1, cores}):
         torch.set_num_threads(threads)
-        results["networks"].append(steps(configs, rounds=7))
-        results["forms"].append(forms(configs["DiT-SR"], rounds=7))
+        results["networks"].append(steps(configs, rounds=3))
+        results["forms"].append(forms(configs["DiT-SR"], rounds=3))
     torch.set_num_threads(before)
     save_benchmark("resshift_family", results, distributions=["torch", "diffusers"])
     return 0

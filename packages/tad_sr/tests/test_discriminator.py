@@ -133,7 +133,7 @@ def test_it_fits_every_variants_features() -> None:
             side, lq = config.image_size, config.lq_size
             latent = torch.empty(1, config.in_channels, side, side)
             t = torch.zeros(1)
-            maps = build(config).features(latent, t, torch.empty(1, 3, lq, lq))
+            maps = build(config).features(latent, t, torch.empty(1, config.lq_channels, lq, lq))
             assert len(discriminator_for(config)(maps, t)) == len(config.channel_mult) + 1
 
 
