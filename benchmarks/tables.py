@@ -161,6 +161,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "binary_conv": binary_conv,
     "imresize": imresize,
     "adafm": adafm,
+    "resshift_family": resshift_family,
 }
 
 
