@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -214,7 +213,4 @@ class Entry(nn.Sequential):
 
 
 class TimeConditioned(nn.Module):
-    """A module whose forward takes (x, emb)."""
-
-    def forward(self, *args: Any) -> Tensor:
-        raise NotImplementedError
+    """Marks modules whose forward takes (x, emb): ``Entry`` hands them the time embedding."""
