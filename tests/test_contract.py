@@ -31,7 +31,7 @@ LAYERS = {
     "name_seeded": 1, "packing": 1, "_basicsr": 1, "_calflops": 1,
     "_counting": 1, "kernels": 2, "data": 2, "networks": 2,
     "metrics": 2, "diffusion": 3, "quantization": 3, "language_models": 3, "training": 3,
-    "inference": 3, "tables": 4, "parity": 4, "reproduce": 5,
+    "inference": 3, "restoration": 3, "tables": 4, "parity": 4, "reproduce": 5,
 }  # fmt: skip
 # Readers of recordings and recipes stand beside what they check, and are loaded by layer 4.
 ENDS = ("parity", "reproduce")

@@ -1,0 +1,1 @@
+"""Networks that restore pictures: super-resolution, denoising, JPEG artifacts, rain, blur."""
