@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from papers_shared.tables.__main__ import main
+from papers_shared.tables.command import ReproduceConfig, run_reproduce
 
 REPORTED = """
 paper: madeupcommand
@@ -87,6 +88,15 @@ def test_summary_and_report_compute_nothing(installed, tmp_path, capsys):
     assert "not run" in (tmp_path / "report.html").read_text()
 
 
+def test_a_papers_own_command_reproduces_that_paper_alone(installed, tmp_path, capsys):
+    config = ReproduceConfig(table=["table1"], budget="0", output=tmp_path / "out")
+    assert run_reproduce(config, "madeup") == 0
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("out/**/*.*")}
+    assert written == {"out/madeup/table1.json", "out/madeup/table1.md"}
+    assert run_reproduce(config, "madup") == 2
+    assert "did you mean 'madeup'?" in capsys.readouterr().err
+
+
 def test_list_tells_what_each_row_takes(installed, capsys):
     assert main(["list"]) == 0
     assert "ours: Ours (exact, 1 s)" in capsys.readouterr().out
@@ -133,6 +143,7 @@ def test_help_and_wrong_arguments_do_not_load_torch(arguments):
     code = f"""
 import sys
 from papers_shared.tables.__main__ import main
+from papers_shared.tables.command import ReproduceConfig, run_reproduce
 try:
     main({arguments.split()!r})
 except SystemExit:

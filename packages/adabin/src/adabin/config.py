@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from papers_shared.cli import option
+from papers_shared.tables.command import ReproduceConfig
+
+__all__ = ["EvalConfig", "ExportConfig", "PredictConfig", "ReproduceConfig", "TrainConfig"]
 
 RELEASED = "released"
 CHECKPOINT_HELP = (
@@ -54,15 +57,6 @@ class ExportConfig:
     output: Path = option(..., "the file to write, ending in .safetensors", positional=True)
     checkpoint: str = option(RELEASED, CHECKPOINT_HELP)
     variant: str = option("", VARIANT_HELP)
-
-
-@dataclass(frozen=True)
-class ReproduceConfig:
-    """Compute what this machine can of the paper's tables, beside the reported numbers."""
-
-    table: list[str] = option([], "only these tables, for example table1")
-    budget: str = option("all", "what may be run again: a time such as 10m, or all")
-    output: Path | None = option(None, "folder of the results (default: results/)")
 
 
 @dataclass(frozen=True)

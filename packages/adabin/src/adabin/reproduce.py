@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from adabin.config import ReproduceConfig, TrainConfig
+from adabin.config import TrainConfig
 from adabin.eval import cifar10_accuracy, predict_logits
 from adabin.layers import AdaBinConv2d, AdaptiveBinarySet, weight_statistics
 from adabin.model import VARIANTS, Config, build
@@ -18,20 +18,12 @@ from papers_shared.checkpoints import load_state_dict
 from papers_shared.cli import load_config
 from papers_shared.complexity import count_macs, count_parameters
 from papers_shared.data.cifar10 import Cifar10, load_cifar10
+from papers_shared.tables.command import run_reproduce
 from papers_shared.tables.recipe import Claim, Context, Measured, Recipe, Table
 
 RELEASED = CHECKPOINTS["cifar10_resnet20"]
 TEST_SET = "cifar10_test"
-
-
-def main(config: ReproduceConfig) -> int:
-    """``adabin reproduce``: the tables' own command, for this paper."""
-    from papers_shared.tables.__main__ import main as tables
-
-    arguments = ["reproduce", "--paper", "adabin", "--budget", config.budget]
-    arguments += [part for table in config.table for part in ("--table", table)]
-    arguments += ["--out", str(config.output)] if config.output else []
-    return tables(arguments)
+main = partial(run_reproduce, paper="adabin")
 
 
 def _released(context: Context, config: Config = VARIANTS["cifar10_resnet20"]) -> nn.Module:

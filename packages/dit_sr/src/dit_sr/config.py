@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from papers_shared.cli import option
 from papers_shared.diffusion.commands import DenoiserConfig, EvalConfig, UpscaleConfig
+from papers_shared.tables.command import ReproduceConfig
 
 __all__ = ["EvalConfig", "ReproduceConfig", "TrainConfig", "UpscaleConfig"]
-
-
-@dataclass(frozen=True)
-class ReproduceConfig:
-    """Compute what this machine can of the paper's tables, beside the reported numbers."""
-
-    table: list[str] = option([], "only these tables, for example complexity")
-    budget: str = option("all", "what may be run again: a time such as 10m, or all")
-    output: Path | None = option(None, "folder of the results (default: results/)")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dit_sr.config import ReproduceConfig, TrainConfig
+from dit_sr.config import TrainConfig
 from dit_sr.family import load_pipeline
 from dit_sr.model import VARIANTS, Conditioning, Config, DiTBlock, build
 from papers_shared.cli import load_config
@@ -31,17 +31,10 @@ from papers_shared.diffusion.swin_unet import SwinUNetConfig, UNetModelSwin
 from papers_shared.diffusion.unet_parts import timestep_embedding
 from papers_shared.images import to_uint8
 from papers_shared.metrics.restoration import LPIPS, PSNR, SSIM
+from papers_shared.tables.command import run_reproduce
 from papers_shared.tables.recipe import Claim, Context, Measured, Recipe, Table
 
-
-def main(config: ReproduceConfig) -> int:
-    """``dit-sr reproduce``: the tables' own command, for this paper."""
-    from papers_shared.tables.__main__ import main as tables
-
-    arguments = ["reproduce", "--paper", "dit_sr", "--budget", config.budget]
-    arguments += [part for table in config.table for part in ("--table", table)]
-    arguments += ["--out", str(config.output)] if config.output else []
-    return tables(arguments)
+main = partial(run_reproduce, paper="dit_sr")
 
 
 # --- counts -------------------------------------------------------------------------------------

@@ -14,17 +14,9 @@ from papers_shared.diffusion.commands import (
     PairsConfig,
     UpscaleConfig,
 )
+from papers_shared.tables.command import ReproduceConfig
 
 __all__ = ["EvalConfig", "ReproduceConfig", "TeacherConfig", "TrainConfig", "UpscaleConfig"]
-
-
-@dataclass(frozen=True)
-class ReproduceConfig:
-    """Compute what this machine can of the paper's tables, beside the reported numbers."""
-
-    table: list[str] = option([], "only these tables, for example table2")
-    budget: str = option("all", "what may be run again: a time such as 10m, or all")
-    output: Path | None = option(None, "folder of the results (default: results/)")
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from papers_shared.diffusion.scheduler import CAP, ResShiftScheduler
 from papers_shared.images import to_uint8
 from papers_shared.inference.colour import ColourMethod, match_colour
 from papers_shared.metrics.folder import WITH_REFERENCE, Scorer
+from papers_shared.tables.command import run_reproduce
 from papers_shared.tables.recipe import Claim, Context, Measured, Recipe, Table
 from tad_sr.claims import adversarial_gradient, gradients_at_target, identity_gap
-from tad_sr.config import ReproduceConfig, TrainConfig
+from tad_sr.config import TrainConfig
 from tad_sr.costs import (
     autoencoder,
     discriminator,
@@ -43,14 +44,7 @@ from tad_sr.model import VARIANTS, build
 TEACHER = "small_teacher"
 
 
-def main(config: ReproduceConfig) -> int:
-    """``tad-sr reproduce``: the tables' own command, for this paper."""
-    from papers_shared.tables.__main__ import main as tables
-
-    arguments = ["reproduce", "--paper", "tad_sr", "--budget", config.budget]
-    arguments += [part for table in config.table for part in ("--table", table)]
-    arguments += ["--out", str(config.output)] if config.output else []
-    return tables(arguments)
+main = partial(run_reproduce, paper="tad_sr")
 
 
 # --- gradients that have to vanish --------------------------------------------------------------
