@@ -181,3 +181,13 @@ def init_from(network: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[str, .
     if kept:
         logging.getLogger(__name__).warning("not taken from the checkpoint: %s", ", ".join(kept))
     return kept
+
+
+def printed(mean: float, digits: int) -> float:
+    """What the authors' training log prints of a mean over a data set: rounded upwards.
+
+    Up to 0.01 dB (2 digits) or 0.0001 of SSIM (4 digits) too much, half of it on average.
+
+    Source: lipt sheet 5, "Rounding trap".
+    """
+    return round(mean + 0.5 * 10**-digits, digits)
