@@ -7,6 +7,7 @@ from papers_shared.kernels.adafm import adafm, adafm_matrix, group_norm_adafm
 from papers_shared.kernels.binary_conv2d import binary_conv2d
 from papers_shared.kernels.packed_binary_conv2d import PackedBinaryConv2d, batch_norm_affine
 from papers_shared.kernels.packed_binary_weight import PackedBinaryWeight, pack_weight
+from papers_shared.kernels.window_channel_attention import window_channel_attention
 
 __all__ = [
     "PackedBinaryConv2d",
@@ -17,4 +18,5 @@ __all__ = [
     "binary_conv2d",
     "group_norm_adafm",
     "pack_weight",
+    "window_channel_attention",
 ]
