@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ipt_v2.attention import FCSA, GGSA, MDTA
 from ipt_v2.feedforward import RepLeFFN
+from papers_shared.diffusion.udit_unet import PatchEmbed, Resample
 from papers_shared.inference.tiles import pad_to_multiple
 
 Attention = Literal["fcsa", "fcsa_unshifted", "ggsa", "mdta"]
@@ -175,32 +176,6 @@ class FGBlock(nn.Module):
     def _grid(self, x: Tensor) -> Tensor:
         x = x + self.grid_attn(self.norm3(x))
         return x + self.grid_mlp(self.norm4(x))
-
-
-class PatchEmbed(nn.Module):
-    """3x3 convolution into the network's width."""
-
-    def __init__(self, inputs: int, dim: int, *, bias: bool) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(inputs, dim, 3, padding=1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, dim, H, W)."""
-        return self.proj(x)
-
-
-class Resample(nn.Module):
-    """3x3 convolution, then pixels to channels (half the size) or channels to pixels (twice)."""
-
-    def __init__(self, inputs: int, *, up: bool, bias: bool = False) -> None:
-        super().__init__()
-        outputs = 2 * inputs if up else inputs // 2
-        shuffle = nn.PixelShuffle(2) if up else nn.PixelUnshuffle(2)
-        self.body = nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias), shuffle)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, 2 C, H / 2, W / 2), or up: (B, C / 2, 2 H, 2 W)."""
-        return self.body(x)
 
 
 class IPTV2(nn.Module):
