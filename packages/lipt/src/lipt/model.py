@@ -356,6 +356,11 @@ def _variants() -> dict[str, Config]:
     for name, config in (("tiny", tiny), ("small", small)):
         made[f"{name}_denoise"] = replace(config, scale=1)
         made[f"{name}_jpeg"] = replace(config, scale=1, colors=1)
+    # Ours, for training on one processor: plain convolutions, which train three times as fast.
+    mini = Config(m_elan=4, c_elan=64, branches="plain")
+    made["mini_x4"] = replace(mini, scale=4)
+    made["mini_denoise"] = replace(mini, scale=1, residual=True)
+    made["mini_jpeg"] = replace(mini, scale=1, colors=1, residual=True)
     return made
 
 
