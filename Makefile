@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PROJECTS := $(wildcard shared/pyproject.toml packages/*/pyproject.toml)
-EXTRAS := shared[training,diffusion,metrics,basicsr,kernels,report,download,onnx]
+EXTRAS := shared[training,diffusion,metrics,basicsr,kernels,networks,report,download,onnx]
 TOOLS := pytest ruff mypy types-PyYAML scikit-image
 
 help: ## list the targets
