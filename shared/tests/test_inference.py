@@ -19,7 +19,7 @@ from papers_shared.inference import (
 )
 from papers_shared.inference import tiles as tiles_module
 from papers_shared.inference.colour import low_frequencies
-from papers_shared.inference.memory import is_out_of_memory, linux_available
+from papers_shared.inference.memory import is_out_of_memory, linux_available, peak_of_call
 from papers_shared.inference.tiles import pad_to_multiple, side_weights
 
 
@@ -156,7 +156,7 @@ def test_progress_counts_the_tiles():
     [
         ({"tile": 60}, "multiple of 16"),
         ({"overlap": 64}, "0 <= overlap < tile"),
-        ({"blend": "gauss"}, "expected feather or average"),
+        ({"blend": "gauss"}, "expected feather, average, discard"),
         ({"dtype": torch.int64}, "uint8 or floating point"),
     ],
 )
@@ -382,3 +382,16 @@ def test_tiles_are_as_small_as_cover_a_side_with_their_number():
         assert len(tile_starts(length, side, min(8, side - 1))) == count
         assert count == 1 or count * (side - 8) - (count - 1) * 8 < length <= count * side
     assert even_tile(300, tile=256, overlap=16, multiple=16) == 160
+
+
+def test_the_peak_of_a_call_is_what_lives_at_once():
+    def skip():
+        a = torch.zeros(1000)
+        b = a + 1
+        b = b + 1  # the first b lives until the second is made
+        view = a[10:]
+        return (view * 2).sum() + b.sum()
+
+    assert peak_of_call(skip) == 12_000  # a and both b
+    assert peak_of_call(lambda: [torch.zeros(100) for _ in range(5)]) == 2000
+    assert peak_of_call(lambda: [torch.zeros(100).sum() for _ in range(5)]) < 1000

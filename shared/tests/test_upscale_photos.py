@@ -238,7 +238,7 @@ def test_results_that_memory_cannot_hold_are_refused_before_the_network_runs(tmp
 
 def test_the_memory_of_a_picture_of_20000_by_20000_is_named():
     with pytest.raises(ValueError, match=r"20000 x 20000 pixels needs 33\.60 GB"):
-        photos._check_size(20000, 20000, 3, 10**8)
+        photos._check_size(20000, 20000, 3 * 20000**2 * photos.HOST_BYTES_PER_SAMPLE, 10**8)
 
 
 # --------------------------------------------------------------------------- names and seeds
@@ -263,7 +263,7 @@ def test_photos_of_two_folders_keep_the_folders_names(tmp_path):
         save(tmp_path, name)
     upscale_files([tmp_path / "one", tmp_path / "two"], tmp_path / "out", Nearest())
     assert names(tmp_path / "out") == ["b.png", "one/a.png", "two/a.png"]
-    assert [p.key for p in plan_photos([tmp_path / "two"], None, scale=4)] == ["a", "b"]
+    assert [p.key for p in plan_photos([tmp_path / "two"], None, mark="_x4")] == ["a", "b"]
 
 
 def test_subfolders_are_read_on_request_and_old_results_never(tmp_path):
@@ -271,12 +271,12 @@ def test_subfolders_are_read_on_request_and_old_results_never(tmp_path):
     for _ in range(2):
         upscale_files([tmp_path], tmp_path / "out", Nearest(), recursive=True)
         assert names(tmp_path / "out") == ["a.png", "b.png"]
-    assert [p.path.name for p in plan_photos([tmp_path], None, scale=4)] == ["a.png"]
+    assert [p.path.name for p in plan_photos([tmp_path], None, mark="_x4")] == ["a.png"]
 
 
 def test_a_photo_given_twice_is_enlarged_once(tmp_path):
     path = save(tmp_path, "a.png")
-    assert len(plan_photos([path, tmp_path, path], tmp_path / "out", scale=4)) == 1
+    assert len(plan_photos([path, tmp_path, path], tmp_path / "out", mark="_x4")) == 1
 
 
 def test_suffixes_stand_behind_the_stem(tmp_path):

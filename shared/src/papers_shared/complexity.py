@@ -7,11 +7,14 @@ products are left out.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -308,8 +311,14 @@ def peak_memory(fn: Callable[[], Any], *, device: str | torch.device = "cpu") ->
 def _peak_of_cpu_allocations(fn: Callable[[], Any]) -> int:
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with _no_stderr():
+        profiler.start()
+    try:
         fn()
+    finally:
+        with _no_stderr():
+            profiler.stop()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
@@ -324,3 +333,18 @@ def _peak_of_cpu_allocations(fn: Callable[[], Any]) -> int:
         living += change
         peak = max(peak, living)
     return peak
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Swallow what the profiler's C++ code says of its start and stop, on a user's terminal too."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

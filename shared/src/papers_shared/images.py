@@ -229,6 +229,9 @@ def _to_array(image: Tensor, bits: int, path: Path) -> np.ndarray:
     if bits not in (8, 16) or (bits == 16 and path.suffix.lower() not in (".png", ".tif", ".tiff")):
         raise ValueError(f"{path.name}: bits must be 8, or 16 for .png and .tif, got {bits}")
     if image.dtype == torch.uint8:
+        if bits == 8:  # without floats, for large pictures
+            array = image.detach().cpu().permute(1, 2, 0).numpy()
+            return array[..., 0] if array.shape[2] == 1 else array
         image = image.float() / 255
     elif not image.is_floating_point():
         raise ValueError(f"{path.name}: expected floats in [0, 1] or uint8, got {image.dtype}")

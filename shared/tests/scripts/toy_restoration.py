@@ -51,8 +51,7 @@ class Toy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        if self.config.attend:
-            x = pad_to_multiple(x, MULTIPLE)
+        x = pad_to_multiple(x, MULTIPLE)
         y = self.head(x / 255)
         if self.qkv is not None:
             y = y + self._attention(y)

@@ -42,7 +42,7 @@ def plan_photos(
     inputs: Sequence[Path],
     output: Path | None,
     *,
-    scale: int,
+    mark: str,
     suffix: str | None = None,
     recursive: bool = False,
 ) -> list[Photo]:
@@ -55,9 +55,10 @@ def plan_photos(
     Args:
         inputs: files of any suffix, and folders.
         output: a folder, made where it is missing; or a file name with an image's suffix, for one
-            file; None: ``<stem>_x4.png`` beside each file, ``<folder>_x4/`` beside each folder.
-        scale: stands in the names that None gives.
-        suffix: behind the stems; default: none, and ``_x4`` where a file lies beside its photo.
+            file; None: ``<stem><mark>.png`` beside each file, ``<folder><mark>/`` beside each
+            folder.
+        mark: ends the names that None gives, such as ``_x4``.
+        suffix: behind the stems; default: none, and the mark where a file lies beside its photo.
         recursive: take folders with all their subfolders (results below ``output`` excepted).
 
     Raises:
@@ -70,7 +71,7 @@ def plan_photos(
             raise ValueError(f"{output} is the name of a file, for one photo; give a folder")
         photos = [Photo(found[0].path, found[0].inside.stem, output)]
     else:
-        photos = _named(found, output, f"_x{scale}", suffix)
+        photos = _named(found, output, mark, suffix)
     sources = {photo.path.resolve() for photo in photos}
     for photo in photos:
         if photo.target.resolve() in sources:
@@ -141,14 +142,14 @@ def _named(
     taken: dict[str, Path] = {}
     for path, name in targets.items():
         if (other := taken.setdefault(same(name), path)) != path:
-            raise ValueError(f"{other} and {path} would both become {name}; upscale them apart")
+            raise ValueError(f"{other} and {path} would both become {name}; give them apart")
     return [
         Photo(p.path, p.inside.with_name(p.inside.stem).as_posix(), targets[p.path]) for p in found
     ]
 
 
 def photo_seed(seed: int, key: str) -> int:
-    """A 63-bit seed of one photo: the same in whatever order and company it is upscaled."""
+    """A 63-bit seed of one photo: the same in whatever order and company it is given."""
     digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import re
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 # How PyTorch, cuDNN and cuBLAS tell of failed allocations beside torch.OutOfMemoryError.
 _ALLOCATION = re.compile(
@@ -127,3 +130,49 @@ def plan_tile(
             "memory, or use another device or 16-bit precision"
         )
     return fitting[-1]
+
+
+class _Living(TorchFunctionMode):
+    """Counts the bytes of the tensors that torch's functions return, while these live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if key not in self._known:
+                    self._known.add(key)
+                    self.now += size
+                    weakref.finalize(storage, self._gone, key, size)
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def peak_of_call(fn: Callable[[], Any], device: torch.device | str = "cpu") -> int:
+    """The most bytes that the tensors made in a call held at once.
+
+    On the CPU those that torch's functions return; what they take meanwhile is not seen. In
+    exchange it starts at once, unlike the profiler of ``papers_shared.complexity.peak_memory``.
+
+    Args:
+        fn: what is measured; called once.
+        device: where it works.
+    """
+    if torch.device(device).type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        fn()
+        return torch.cuda.max_memory_allocated(device) - before
+    with _Living() as living:
+        fn()
+    return living.peak

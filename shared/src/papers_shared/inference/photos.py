@@ -2,7 +2,7 @@
 
 A photo is read upright and handed to the network as RGB. Grey files become grey files again (with
 alpha: RGBA), more than 8 bits become 16 where the format can, and an alpha channel is enlarged
-bicubically and put back.
+bicubically and put back. A network that restores photos at their own size has scale 1.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ class Estimate:
         tiles: calls of the network, were they not batched.
         seconds: None where it is not known.
         bytes: peak memory of the network on its device.
+        host_bytes_per_sample: of a colour photo's result with 8 bits, beside that.
     """
 
     tiles: int
     seconds: float | None
     bytes: int
+    host_bytes_per_sample: int = HOST_BYTES_PER_SAMPLE
 
 
 class Upscaler(Protocol):
@@ -55,7 +57,10 @@ class Upscaler(Protocol):
         """Output pixels an input pixel."""
 
     def __call__(self, image: Tensor, *, seed: int, progress: Progress) -> Tensor:
-        """(3, H, W) in [0, 1] on the CPU -> floats (3, H * scale, W * scale) on the CPU."""
+        """(3, H, W) in [0, 1] on the CPU -> (3, H * scale, W * scale) on the CPU.
+
+        Floats in [0, 1]; or uint8 where that is all the photo's bits and memory is to be saved.
+        """
 
     def estimate(self, height: int, width: int) -> Estimate:
         """Before the network runs on (3, height, width)."""
@@ -83,6 +88,7 @@ def upscale_files(
     scale: int | None = None,
     seed: int = 0,
     colour: ColourMethod = "none",
+    mark: str | None = None,
     suffix: str | None = None,
     recursive: bool = False,
     overwrite: bool = True,
@@ -95,7 +101,8 @@ def upscale_files(
 
     Args:
         inputs: files and folders.
-        output: see ``plan_photos``, as are ``suffix`` and ``recursive``.
+        output: see ``plan_photos``, as are ``mark`` (default: ``_x`` and the scale), ``suffix``
+            and ``recursive``.
         upscaler: the network.
         scale: of the files written, if smaller than the network's: results are then reduced by
             antialiased bicubic interpolation.
@@ -114,7 +121,8 @@ def upscale_files(
     if scale is not None and not 1 <= scale <= upscaler.scale:
         raise ValueError(f"the network enlarges {upscaler.scale} times; scale {scale} is not below")
     scale = scale or upscaler.scale
-    photos = plan_photos(inputs, output, scale=scale, suffix=suffix, recursive=recursive)
+    mark = f"_x{scale}" if mark is None else mark
+    photos = plan_photos(inputs, output, mark=mark, suffix=suffix, recursive=recursive)
     rank, world = process_rank()
     report = Report()
     for photo in photos[rank::world]:
@@ -167,20 +175,28 @@ def _upscale(
     stored = _read(photo.path)
     channels, height, width = stored.shape
     has_alpha = channels in (2, 4)
-    bits = 16 if _is_deep(stored) and photo.target.suffix.lower() in DEEP_SUFFIXES else 8
+    bits = 16 if is_deep(stored) and photo.target.suffix.lower() in DEEP_SUFFIXES else 8
     _check_target(photo, bits, has_alpha)
-    _check_size(height * upscaler.scale, width * upscaler.scale, 3 + has_alpha, max_pixels)
-    _announce(photo.path, upscaler.estimate(height, width), height, width, upscaler.scale)
+    estimate = upscaler.estimate(height, width)
+    plain = channels == 3 and bits == 8 and colour == "none" and scale == upscaler.scale
+    per_sample = estimate.host_bytes_per_sample if plain else HOST_BYTES_PER_SAMPLE
+    large_size = height * upscaler.scale, width * upscaler.scale
+    host_bytes = large_size[0] * large_size[1] * (3 + has_alpha) * per_sample
+    _check_size(*large_size, host_bytes, max_pixels)
+    _announce(photo.path, estimate, height, width, host_bytes)
 
     rgb = stored[: channels - has_alpha].expand(3, -1, -1).contiguous()
     with TileProgress(photo.path.name, bar=bar) as progress:
         large = upscaler(rgb, seed=seed, progress=progress)
-    expected = (3, height * upscaler.scale, width * upscaler.scale)
+    expected = (3, *large_size)
     if tuple(large.shape) != expected:
         raise ValueError(f"the network made {tuple(large.shape)} of the photo, not {expected}")
-    if not torch.isfinite(large).all():
+    if large.dtype == torch.uint8 and not plain:
+        large = large.float() / 255
+    if large.is_floating_point() and not torch.isfinite(large).all():
         raise ValueError("the network returned NaN or infinity; try 32-bit precision")
-    large = match_colour(large, rgb, colour)
+    if not plain:
+        large = match_colour(large, rgb, colour)
     size = (height * scale, width * scale)
     if scale != upscaler.scale:
         large = imresize(large, size=size)
@@ -205,7 +221,7 @@ def _read(path: Path) -> Tensor:
     return image
 
 
-def _is_deep(image: Tensor) -> bool:
+def is_deep(image: Tensor) -> bool:
     """Whether the values are not all n / 255: the file had more than 8 bits a channel."""
     levels = image * 255
     return bool((levels - levels.round()).abs().max() > 1e-3)
@@ -219,27 +235,25 @@ def _check_target(photo: Photo, bits: int, has_alpha: bool) -> None:
         opencv(f"{photo.target} is to have 16 bits a channel")
 
 
-def _check_size(height: int, width: int, channels: int, max_pixels: int | None) -> None:
+def _check_size(height: int, width: int, needed: int, max_pixels: int | None) -> None:
     pixels = height * width
-    needed = pixels * channels * HOST_BYTES_PER_SAMPLE
     what = f"the result of {width} x {height} pixels needs {needed / 1e9:.2f} GB of memory"
     if max_pixels is not None:
         if pixels > max_pixels:
             raise ValueError(f"{what} and is above --max-pixels {max_pixels}; raise it to go on")
     elif needed > (free := available_memory("cpu")):
         raise OutOfMemory(
-            f"{what} and {free / 1e9:.2f} GB are free; upscale a part of the photo, or give "
+            f"{what} and {free / 1e9:.2f} GB are free; give a part of the photo, or "
             f"--max-pixels {pixels} to try all the same"
         )
 
 
-def _announce(path: Path, estimate: Estimate, height: int, width: int, scale: int) -> None:
+def _announce(path: Path, estimate: Estimate, height: int, width: int, host_bytes: int) -> None:
     if estimate.seconds is None or estimate.seconds <= LONG_SECONDS:
         return
-    host = 3 * height * width * scale**2 * HOST_BYTES_PER_SAMPLE
     print(
         f"{path}: {width} x {height}, {estimate.tiles} tiles, about {duration(estimate.seconds)}; "
-        f"memory: {estimate.bytes / 1e9:.1f} GB for the network, {host / 1e9:.1f} GB for the "
+        f"memory: {estimate.bytes / 1e9:.1f} GB for the network, {host_bytes / 1e9:.1f} GB for the "
         "picture",
         file=sys.stderr,
         flush=True,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor
 from papers_shared.images import to_uint8
 from papers_shared.inference.memory import OutOfMemory, is_out_of_memory, release_memory
 
-Blend = Literal["feather", "average"]
+Blend = Literal["feather", "average", "discard"]
 Progress = Callable[[int, int], None]
 
 
@@ -115,7 +115,9 @@ def run_tiled(
         overlap: of neighbouring tiles in input pixels; more where the last was shifted.
         multiple: what the sides of the tiles must be multiples of.
         batch_size: tiles in a call.
-        blend: ``feather``: raised-cosine ramps over the overlaps; ``average``: equal weights.
+        blend: ``feather``: raised-cosine ramps over the overlaps; ``average``: equal weights;
+            ``discard``: each tile's outer quarter of an overlap is not used, and the ramps lie
+            between: for networks whose results near a tile's edge are not theirs elsewhere.
         dtype: of the output: floating point, or uint8 (``to_uint8`` of values in [0, 1]).
         progress: called with (tiles done, tiles in all).
 
@@ -133,8 +135,8 @@ def run_tiled(
         )
     if dtype != torch.uint8 and not dtype.is_floating_point:
         raise ValueError(f"the output is uint8 or floating point, not {dtype}")
-    if blend not in ("feather", "average"):
-        raise ValueError(f"unknown blend {blend!r}; expected feather or average")
+    if blend not in get_args(Blend):
+        raise ValueError(f"unknown blend {blend!r}; expected {', '.join(get_args(Blend))}")
     if image.ndim not in (3, 4) or 0 in image.shape:
         raise ValueError(f"expected (C, H, W) or (B, C, H, W), got {tuple(image.shape)}")
     batch = image if image.ndim == 4 else image[None]
@@ -168,11 +170,12 @@ def side_weights(starts: Sequence[int], tile: int, scale: int, blend: Blend) -> 
     weights = []
     for i, start in enumerate(starts):
         weight = torch.ones(size, dtype=torch.float64)
-        if blend == "feather":
+        if blend != "average":
+            unused = 0.25 if blend == "discard" else 0.0
             if i > 0:
-                weight *= _ramp((starts[i - 1] + tile - start) * scale, size)
+                weight *= _ramp((starts[i - 1] + tile - start) * scale, size, unused)
             if i < len(starts) - 1:
-                weight *= _ramp((start + tile - starts[i + 1]) * scale, size).flip(0)
+                weight *= _ramp((start + tile - starts[i + 1]) * scale, size, unused).flip(0)
         weights.append(weight)
     total = torch.zeros((starts[-1] + tile) * scale, dtype=torch.float64)
     for start, weight in zip(starts, weights, strict=True):
@@ -183,11 +186,12 @@ def side_weights(starts: Sequence[int], tile: int, scale: int, blend: Blend) -> 
     ]
 
 
-def _ramp(overlap: int, size: int) -> Tensor:
-    """sin^2 over the first ``overlap`` pixels, then 1; nowhere 0."""
+def _ramp(overlap: int, size: int, unused: float) -> Tensor:
+    """sin^2 over the first ``overlap`` pixels, then 1; 0 in an ``unused`` share at its ends."""
     ramp = torch.ones(size, dtype=torch.float64)
     if overlap > 0:
         position = (torch.arange(overlap, dtype=torch.float64) + 0.5) / overlap
+        position = ((position - unused) / (1 - 2 * unused)).clamp(0, 1)
         ramp[:overlap] = torch.sin(math.pi / 2 * position).square()
     return ramp
 
