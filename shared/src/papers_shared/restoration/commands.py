@@ -45,7 +45,7 @@ class TrainConfig:
         [], "instead of photos: folders with input/ and target/, paired by natural sort"
     )
     low_cache: Path | None = option(
-        None, "where sr keeps the reduced photos (default: low/ in the run's folder)"
+        None, "where sr keeps reduced photos, by checksum (default: low/ in the run's folder)"
     )
     patch: int = option(128, "side of the target's crops")
     repeat: int = option(80, "crops of each photo an epoch")
@@ -145,15 +145,13 @@ def _check_level(config: TrainConfig) -> None:
                 f"{config.task} needs --level, one number or the lowest and highest of a range, "
                 f"not {config.level}"
             )
-        top = Task(config.task, channels=config.channels, level=config.level[-1])
-        # A range of noise may begin with none.
+        Task(config.task, level=config.level[-1])
         if config.task == "dejpeg":
             Task(config.task, level=config.level[0])
             if any(quality != int(quality) for quality in config.level):
                 raise ValueError(f"JPEG qualities are whole numbers, not {config.level}")
-        elif config.level[0] < 0:
+        elif config.level[0] < 0:  # 0 is fine here: a range of noise may begin with none
             raise ValueError(f"the noise's deviation is 0 to 255 levels, not {config.level[0]}")
-        assert top.level is not None
     elif config.level:
         raise ValueError(f"{config.task} has no level; {config.level} was given")
     config.to_task()

@@ -127,7 +127,7 @@ def add_rain(image: Tensor, generator: torch.Generator) -> Tensor:
 
     Sparse points (0.1 to 1 % of the pixels, each of random brightness) are smeared along a line
     of 10 to 30 pixels, up to 40 degrees off the vertical, and about 1.5 pixels wide; their
-    brightness (0.4 to 1 at the brightest point) is added to all channels, and clipped.
+    brightness (at most 0.4 to 1) is added to all channels, and clipped.
     This is a model of our own: networks trained with it are to be called so.
     """
 
@@ -275,9 +275,11 @@ def training_data(
         names = ", ".join(path.name for path in config.pairs)
         return Photos(low, high, repeat=config.repeat), cut, f"pairs of {names}"
     photos = photos_of(config.photos, task, smallest=patch)
-    names = ", ".join(Path(source).name for source in config.photos)
+    # Without the places of folders: the line ends up in files that are passed on.
+    names = ", ".join(Path(name).name if Path(name).exists() else name for name in config.photos)
     if task.kind != "sr":
-        how = {"denoise": "white Gaussian noise", "dejpeg": "OpenCV's JPEG"}
+        levels = " to ".join(f"{level:g}" for level in config.level)
+        how = {"denoise": f"Gaussian noise of {levels}", "dejpeg": f"JPEG of quality {levels}"}
         described = f"{names}, {how.get(task.kind, RAIN)}"
         return Photos(None, photos, repeat=config.repeat), cut, described
     high = _Multiples(photos, task.scale)

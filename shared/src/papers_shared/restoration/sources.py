@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -225,7 +225,7 @@ def reduced_photos(
         photos: uint8 (C, H, W).
         scale: by which sides are divided.
         folder: of the kept files; what is there is not computed again.
-        progress: called with (photos done, photos in all).
+        progress: called with (photos done, photos in all) after each that was computed.
     """
     small = []
     for index in range(len(photos)):
@@ -234,8 +234,8 @@ def reduced_photos(
         path = folder / f"{key}_{photo.shape[-2]}x{photo.shape[-1]}_x{scale}.npy"
         if not path.is_file():
             with atomic_path(path) as temporary, temporary.open("wb") as stream:
-                np.save(stream, cast(Any, reduce(photo, scale).numpy()))
+                np.save(stream, reduce(photo, scale).numpy())
+            if progress is not None:
+                progress(index + 1, len(photos))
         small.append(torch.from_numpy(np.load(path)))
-        if progress is not None:
-            progress(index + 1, len(photos))
     return small

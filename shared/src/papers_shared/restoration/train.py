@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from papers_shared.checkpoints import load_strict
+from papers_shared.checkpoints import file_metadata, load_state_dict, load_strict
 from papers_shared.restoration.commands import Stage, TrainConfig
 from papers_shared.restoration.data import crop_batch, floats, mix, training_data
 from papers_shared.restoration.family import (
@@ -96,11 +96,11 @@ def initialise(
         ValueError: it does not fit; ``init_from`` may differ below a ``tail`` alone.
     """
     if config.init:
-        start = load_restorer(family, config.init, task=task)
+        start = load_restorer(family, config.init, variant=config.variant, task=task)
         load_strict(network, start.network.state_dict(), what=config.init)
     elif config.init_from:
         own = network.state_dict()
-        given = load_restorer(family, config.init_from).network.state_dict()
+        given = _any_network(family, config.init_from).state_dict()
         fresh = [
             name
             for name, value in own.items()
@@ -108,8 +108,19 @@ def initialise(
         ]
         kept = {name: value for name, value in given.items() if name not in fresh}
         load_strict(network, {**kept, **{name: own[name] for name in fresh}}, what=config.init_from)
-        anew = f"{', '.join(fresh)} begin anew" if fresh else "all of it"
-        print(f"start from {config.init_from}: {anew}")
+        anew = f"of another shape, so begun anew: {', '.join(fresh)}" if fresh else "all of it fits"
+        print(f"starting from {config.init_from}; {anew}")
+
+
+def _any_network(family: RestorationFamily, weights: str) -> nn.Module:
+    """The network of a file, whatever its task."""
+    path = family.path_of(weights)
+    if path.is_file() and family.package not in file_metadata(path):
+        state = load_state_dict(path)
+        if (config := family.recognise(state)) is None:
+            raise ValueError(f"{path} fits no known network of {family.package}")
+        return family.load_official(state, config)
+    return load_restorer(family, weights).network
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -130,7 +141,9 @@ def train_restorer(config: TrainConfig, family: RestorationFamily) -> Trained:
     network_config = family.for_task(family.variant(config.variant), task)
     output = config.output or Path("runs") / config.variant
     judged = validation_pairs(config) if config.validation else []
-    dataset, crops, described = training_data(config, low_cache=config.low_cache or output / "low")
+    dataset, crops, described = training_data(
+        config, low_cache=config.low_cache or output / "low", progress=_tell
+    )
     run = Run(
         output,
         seed=config.seed,
@@ -143,6 +156,7 @@ def train_restorer(config: TrainConfig, family: RestorationFamily) -> Trained:
         save_every=config.save_every,
         tensorboard=config.tensorboard,
     )
+    _check_parts(config, processes=run.accelerator.num_processes)
     model = family.build(network_config)
     initialise(model, config, family=family, task=task)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -186,6 +200,20 @@ def train_restorer(config: TrainConfig, family: RestorationFamily) -> Trained:
     path = run.finish()
     path = path if run.ema is None else path.with_name("model_ema.safetensors")
     return Trained(path, load_restorer(family, str(path)), _last_loss(output / "log.jsonl"))
+
+
+def _check_parts(config: TrainConfig, *, processes: int) -> None:
+    for stage in config.stages:
+        if stage.batch % (processes * config.accumulate):
+            raise ValueError(
+                f"batch {stage.batch} cannot be shared by {processes} processes x "
+                f"{config.accumulate} passes"
+            )
+
+
+def _tell(done: int, count: int) -> None:
+    if done % 50 == 0 or done == count:
+        print(f"reduced {done} of {count} photos", flush=True)
 
 
 def _last_loss(log: Path) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def validation_pairs(config: TrainConfig) -> list[Pair]:
     """
     task, first = config.to_task(), config.validation_first
     if has_pairs(config.validation):
-        inputs, targets = pairs_of([config.validation], task)  # type: ignore[list-item]
+        inputs, targets = pairs_of([Path(config.validation)], task)
         count = len(targets) if first is None else min(first, len(targets))
         return [(inputs[i].float() / 255, targets[i]) for i in range(count)]
     photos = photos_of([config.validation], task, smallest=task.scale)
