@@ -36,7 +36,7 @@ class Entry:
         weights: where the authors' weights are had, where ``asset`` is empty.
         recomputed: last names of buffers that its file leaves out, since they are computed.
         requires: Python modules beyond those of papers_shared.
-        seconds_per_megapixel: of output, about, on two CPU cores; for budgets.
+        seconds_per_megapixel: of input, about, on two CPU cores; for budgets.
         published: test set -> printed values, of these very weights.
     """
 
@@ -50,7 +50,7 @@ class Entry:
     weights: str = ""
     recomputed: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
-    seconds_per_megapixel: float = 10.0
+    seconds_per_megapixel: float = 100.0
     published: Mapping[str, Published] = field(default_factory=dict)
 
 
@@ -236,7 +236,7 @@ def _networks() -> dict[str, Entry]:
             asset=f"dat_light_x{s}",
             recomputed=("relative_position_index", "rpe_biases", "attn_mask_0", "attn_mask_1"),
             requires=("spandrel",),
-            seconds_per_megapixel=400.0 / s,
+            seconds_per_megapixel=1000.0,
         )
     for s in (2, 3, 4):
         add(
@@ -292,7 +292,7 @@ def _networks() -> dict[str, Entry]:
         source="arXiv 2107.10833, through basicsr",
         asset="realesrgan_x4plus_fp16",
         requires=("basicsr",),
-        seconds_per_megapixel=100.0,
+        seconds_per_megapixel=1500.0,
     )
     add(
         "realesr_animevideov3_x4",
@@ -326,7 +326,7 @@ def _networks() -> dict[str, Entry]:
             source=edsr,
             weights=f"EDSR_{large}.pth of basicsr's model zoo",
             requires=("basicsr",),
-            seconds_per_megapixel=1000.0,
+            seconds_per_megapixel=4000.0,
         )
         add(
             f"swinir_light_x{s}",
@@ -340,7 +340,7 @@ def _networks() -> dict[str, Entry]:
                 "github.com/JingyunLiang/SwinIR"
             ),
             requires=("basicsr",),
-            seconds_per_megapixel=400.0 / s,
+            seconds_per_megapixel=500.0,
         )
         add(
             f"elan_light_x{s}",
