@@ -10,7 +10,8 @@ kept and applied to other values, of another projection of the features: :func:`
 
 Rolling, masking and cutting are a fixed choice of pixels. ``fast`` does all three for all groups
 by one gather of pixels, whose index is cached, and goes back by another one; for that the channels
-of a pixel must lie side by side (channels_last memory), other inputs are copied once.
+of a pixel must lie side by side (channels_last memory), other inputs are copied once. Without
+gradients a CPU works on few windows at a time, whose maps stay in its cache.
 
 Everything is worked out in float32 (float64 for float64 inputs), also under autocast.
 
@@ -30,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from papers_shared.kernels.nvsm_layout import Group, rows_of
+from papers_shared.kernels.nvsm_layout import Group, Rows, rows_of
 
 BACKENDS = ("auto", "reference", "fast", "triton")
 
@@ -42,7 +43,7 @@ class Shared:
     Attributes:
         backend: that made it.
         parts: the maps, (groups, batch * windows, w^2, w^2) for every run of groups of one window;
-            for ``triton`` the queries, (batch, groups * d, H, W), from which the maps follow.
+            for ``triton`` the queries of each group, (batch, d, H, W), from which the maps follow.
         groups: that it was made with.
     """
 
@@ -54,12 +55,8 @@ class Shared:
         """The softmax maps of each group, (batch * windows, w^2, w^2)."""
         if self.backend != "triton":
             return [maps for part in self.parts for maps in part]
-        queries = self.parts[0].chunk(len(self.groups), dim=1)
-        made = []
-        for q, group in zip(queries, self.groups, strict=True):
-            windows = _into_windows(q.float(), (group,))
-            made.append(_softmax(windows[0]))
-        return made
+        pairs = zip(self.parts, self.groups, strict=True)
+        return [_softmax(_into_windows(_wide(q), (group,))[0]) for q, group in pairs]
 
 
 def nvsm_attention(
@@ -72,8 +69,8 @@ def nvsm_attention(
             H and W are multiples of all windows.
         groups: how each group is cut.
         share: whether the maps are wanted.
-        backend: ``reference`` (roll, pad, unfold, mask and back), ``fast`` (gathers and torch's
-            attention, or batched products where maps are wanted; any device), ``triton`` (one
+        backend: ``reference`` (roll, pad, unfold, mask and back), ``fast`` (gathers; then batched
+            products, or torch's fused attention where that suits; any device), ``triton`` (one
             kernel; it keeps queries in place of maps and its backward pass is that of ``fast``) or
             ``auto``: ``triton`` for CUDA tensors where it can run and no gradient is needed,
             ``fast`` otherwise.
@@ -90,16 +87,15 @@ def nvsm_attention(
     """
     groups = tuple(groups)
     _check(x, groups, halves=2)
-    name = _backend(backend, x)
+    name = _backend(backend, x, groups)
     with _no_autocast(x.device):
-        values = _wide(x)
         if name == "triton":
             from papers_shared.kernels import nvsm_triton
 
-            y, queries = nvsm_triton.attention(values, groups)
-            return y.to(x.dtype), Shared(name, (queries,), groups) if share else None
+            y, queries = nvsm_triton.attention(x, groups)
+            return y, Shared(name, queries, groups) if share else None
         made, kept = [], []
-        for run, given in _runs(values, groups, fuse=name == "fast"):
+        for run, given in _runs(_wide(x), groups, fuse=name == "fast"):
             y, maps = _attend(name, given, run, share)
             made.append(y)
             kept.append(maps)
@@ -128,14 +124,12 @@ def nvsm_shared(v: Tensor, shared: Shared, groups: Sequence[Group]) -> Tensor:
     if [g.window for g in groups] != [g.window for g in shared.groups]:
         raise ValueError("the groups have other windows than those the maps were made with")
     with _no_autocast(v.device):
-        values = _wide(v)
         if shared.backend == "triton":
             from papers_shared.kernels import nvsm_triton
 
-            y = nvsm_triton.shared(values, shared.parts[0], groups, shared.groups)
-            return y.to(v.dtype)
+            return nvsm_triton.shared(v, shared.parts, groups, shared.groups)
         made = []
-        runs = _runs(values, groups, fuse=shared.backend == "fast")
+        runs = _runs(_wide(v), groups, fuse=shared.backend == "fast")
         for (run, given), maps in zip(runs, shared.parts, strict=True):
             w = run[0].window
             if maps.shape[1] != len(v) * (v.shape[2] // w) * (v.shape[3] // w):
@@ -152,6 +146,9 @@ def nvsm_shared(v: Tensor, shared: Shared, groups: Sequence[Group]) -> Tensor:
 def _attend(
     name: str, x: Tensor, groups: tuple[Group, ...], share: bool
 ) -> tuple[Tensor, Tensor | None]:
+    if name == "fast" and _can_write_in_place(x):
+        y, maps = _attend_in_pieces(x, groups, share)
+        return _out_of_windows(y, groups, x.shape), maps
     into, out = _ways(name)
     q, v = into(x, groups).chunk(2, dim=-1)
     if name == "fast" and not share:
@@ -160,6 +157,20 @@ def _attend(
         return out(y, groups, x.shape), None
     maps = _softmax(q)
     return out(maps @ v, groups, x.shape), maps if share else None
+
+
+def from_queries(
+    made_for: Sequence[Group],
+    groups: Sequence[Group],
+    queries: Sequence[Tensor],
+    values: Sequence[Tensor],
+) -> Tensor:
+    """Values under the maps of queries, each (B, d, H, W) a group; differentiable in both."""
+    made = []
+    for of_q, of_v, q, v in zip(made_for, groups, queries, values, strict=True):
+        y = _softmax(_into_windows(q, (of_q,))) @ _into_windows(v, (of_v,))
+        made.append(_out_of_windows(y, (of_v,), v.shape))
+    return torch.cat(made, 1)
 
 
 def _softmax(q: Tensor) -> Tensor:
@@ -185,6 +196,43 @@ def _runs(x: Tensor, groups: tuple[Group, ...], *, fuse: bool) -> list[tuple[Any
 
 # ---- fast: gathers
 
+_PIECE = 2**19  # bytes of maps that a thread works on at a time: half of a usual L2 cache
+
+
+def _can_write_in_place(x: Tensor) -> bool:
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    gradients = torch.is_grad_enabled() and x.requires_grad
+    return x.device.type == "cpu" and not watched and not gradients
+
+
+def _attend_in_pieces(
+    x: Tensor, groups: tuple[Group, ...], share: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The attention of all windows, few at a time; no gradients."""
+    batch, channels, height, width = x.shape
+    count, n = len(groups), groups[0].window ** 2
+    forth, _, _ = rows_of(groups, batch, height, width, x.device)
+    rows = x.permute(0, 2, 3, 1).reshape(-1, channels // count)
+    windows = len(rows) // n
+    step = max(1, torch.get_num_threads() * _PIECE // (n * n * x.element_size()))
+    y = rows.new_empty(windows, n, rows.shape[1] // 2)
+    maps = rows.new_empty(windows if share else min(step, windows), n, n)
+    for first in range(0, windows, step):
+        last = min(first + step, windows)
+        q, v = (
+            _take(rows, forth, slice(first * n, last * n)).view(-1, n, rows.shape[1]).chunk(2, -1)
+        )
+        a = maps[first:last] if share else maps[: last - first]
+        torch.bmm(q, q.transpose(1, 2), out=a)
+        torch.softmax(a, -1, out=a)
+        torch.bmm(a, v, out=y[first:last])
+    return y, maps.view(count, -1, n, n) if share else None
+
+
+def _take(rows: Tensor, forth: Rows, part: slice = slice(None)) -> Tensor:
+    taken = rows.index_select(0, forth.index[part])
+    return taken if forth.zero is None else taken.masked_fill(forth.zero[part, None], 0)
+
 
 def _into_windows(x: Tensor, groups: tuple[Group, ...]) -> Tensor:
     batch, channels, height, width = x.shape
@@ -194,9 +242,7 @@ def _into_windows(x: Tensor, groups: tuple[Group, ...]) -> Tensor:
     if forth.inverse is not None:
         taken = _Permute.apply(rows, forth.index, forth.inverse)
     else:
-        taken = rows.index_select(0, forth.index)
-        if forth.zero is not None:
-            taken = taken.masked_fill(forth.zero[:, None], 0)
+        taken = _take(rows, forth)
     return taken.view(count, -1, w * w, channels // count)
 
 
@@ -276,7 +322,7 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
-def _backend(backend: str, x: Tensor) -> str:
+def _backend(backend: str, x: Tensor, groups: tuple[Group, ...]) -> str:
     """The backend that runs: reference, fast or triton."""
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: expected {', '.join(BACKENDS)}")
@@ -290,7 +336,7 @@ def _backend(backend: str, x: Tensor) -> str:
     else:
         from papers_shared.kernels import nvsm_triton
 
-        reason = nvsm_triton.unavailable(x)
+        reason = nvsm_triton.unavailable(x, groups)
     if reason is not None and backend == "triton":
         raise RuntimeError(f"backend='triton' cannot run: {reason}")
     return "fast" if reason is not None else "triton"
