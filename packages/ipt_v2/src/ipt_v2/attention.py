@@ -22,14 +22,19 @@ LARGEST_LOGIT_SCALE = 4.6052  # of the natural logarithm, about ln 100, as the c
 class ChannelAttentionParameters(nn.Module):
     """What one branch of FCSA learns beside the projections, all ones at the start.
 
-    Shapes: ``temperature`` (h, 1, 1), ``spatial_affine`` (h, 1, w^2), ``mask`` (1, h, w, w).
+    Shapes: ``temperature`` (h, 1, 1), ``spatial_affine`` (h, 1, w^2), ``mask`` (1, h, w, w). Without
+    a second branch to blend with (``scored`` False) the mask is no parameter.
     """
 
-    def __init__(self, num_heads: int, window_size: int) -> None:
+    def __init__(self, num_heads: int, window_size: int, *, scored: bool = True) -> None:
         super().__init__()
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.spatial_affine = nn.Parameter(torch.ones(num_heads, 1, window_size**2))
-        self.mask = nn.Parameter(torch.ones(1, num_heads, window_size, window_size))
+        mask = torch.ones(1, num_heads, window_size, window_size)
+        if scored:
+            self.mask = nn.Parameter(mask)
+        else:
+            self.register_buffer("mask", mask, persistent=False)
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
         """The three, as ``window_channel_attention`` takes them."""
@@ -67,7 +72,7 @@ class FCSA(nn.Module):
             raise ValueError(f"window_size={window_size}: expected an even number from 2 up")
         _check_heads(dim, num_heads)
         self.window_size, self.num_heads = window_size, num_heads
-        self.cbsa_base = ChannelAttentionParameters(num_heads, window_size)
+        self.cbsa_base = ChannelAttentionParameters(num_heads, window_size, scored=shifted)
         if shifted:
             self.cbsa_slice_base = ChannelAttentionParameters(num_heads, window_size)
         self.shifted = shifted
@@ -90,9 +95,12 @@ class FCSA(nn.Module):
 
     @torch.no_grad()
     def smallest_score(self) -> float:
-        """The smallest |sum of both scores|, which the blend divides by; 2 at the start."""
+        """The smallest |sum of both scores|, which the blend divides by; 2 at the start.
+
+        Infinite without a second branch.
+        """
         if not self.shifted:
-            return 1.0
+            return math.inf
         half = self.window_size // 2
         moved = self.cbsa_slice_base.mask.roll((half, half), (2, 3))
         return (self.cbsa_base.mask + moved).abs().min().item()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ipt_v2.attention import FCSA
+
 M = TypeVar("M", bound=nn.Module)
 REPS = (0, 1, 3)
+SMALLEST_SCORE = 1e-3
 
 
 class RepLeFFN(nn.Module):
@@ -144,6 +148,9 @@ def merge(network: M) -> M:
 
     Args:
         network: any module, or one Rep-LeFFN.
+
+    Warns:
+        UserWarning: an FCSA divides by scores that add up to almost nothing (``smallest_score``).
     """
     if isinstance(network, RepLeFFN):
         return network.merged()  # type: ignore[return-value]
@@ -152,6 +159,12 @@ def merge(network: M) -> M:
         if isinstance(module, RepLeFFN):
             parent, _, last = name.rpartition(".")
             setattr(made.get_submodule(parent), last, module.merged())
+        elif isinstance(module, FCSA) and (score := module.smallest_score()) < SMALLEST_SCORE:
+            warnings.warn(
+                f"{name}: the scores of its two branches add up to {score:.1e} at some position, "
+                "so outputs there are unstable; train with a smaller learning rate",
+                stacklevel=2,
+            )
     if hasattr(made, "config"):
         made.config = made.config.merged()  # type: ignore[union-attr, operator]
     return made

@@ -1,0 +1,9 @@
+"""Fixtures of IPT-V2's tests."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
