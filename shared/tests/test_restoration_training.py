@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from papers_shared.checkpoints import file_metadata, load_state_dict, save_state_dict
-from papers_shared.images import to_uint8, write_image
+from papers_shared.images import read_image, to_uint8, write_image
 from papers_shared.metrics.restoration import PSNR
 from papers_shared.restoration.commands import TrainConfig
 from papers_shared.restoration.family import Restorer, load_restorer, network_metadata
@@ -104,16 +104,26 @@ def test_a_seed_decides_the_result(tmp_path, photos):
     assert not equal(paths[0], paths[2])
 
 
+def noisy_psnr(photos, level):
+    """Of the pictures that validation gives the network."""
+    values = []
+    for i, path in enumerate(sorted(Path(photos).iterdir())):
+        photo, task = to_uint8(read_image(path)), Task("denoise", level=level)
+        low, high = degrade(photo, task, level=level, seed=i)
+        values.append(float(PSNR()(low[None], high[None])))
+    return sum(values) / len(values)
+
+
 def test_training_restores_better_than_doing_nothing(tmp_path, photos):
     """Also what is written: task, configuration, origin of the pairs."""
     options = config(
-        tmp_path, photos, steps=150, lr=5e-3, validation=photos, validate_every=150, lr_end=1e-4
+        tmp_path, photos, steps=80, lr=2e-2, validation=photos, validate_every=80, lr_end=1e-3
     )
     trained = train_restorer(replace(options, lr_schedule="cosine"), toy.FAMILY)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     validated = next(line["psnr"] for line in lines if "psnr" in line)
-    assert validated > 22.5  # 20.2 dB before
-    assert trained.loss < 15  # 19.9 levels before
+    assert validated > noisy_psnr(photos, 25) + 1
+    assert trained.loss < 18  # 19.9 levels before: the mean of |noise|
     again = load_restorer(toy.FAMILY, str(trained.path))
     assert again.task == Task("denoise", level=25)
     assert again.config == toy.ToyConfig()
