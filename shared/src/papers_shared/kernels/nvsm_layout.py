@@ -116,8 +116,12 @@ class Group:
         if self.positions is None:
             return True
         once = sorted(p % self.window for p in self.positions) == list(range(self.window))
-        inside = max(self.positions) < self.window  # then no border is looked at
-        return once and (inside or self.pad_type == "sparse")
+        return once and (self.pad_type == "sparse" or not self.reaches_border)
+
+    @property
+    def reaches_border(self) -> bool:
+        """Whether the mask takes anything from below or beside the map."""
+        return self.positions is not None and max(self.positions) >= self.window
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ def rows_of(
             given.append(((target + first) * count + g).flatten())
         index, to, none = torch.cat(taken), torch.cat(given), torch.cat(zero)
         permutation = all(group.is_permutation for group in groups)
-        has_zeros = bool(none.any())
+        has_zeros = any(g.pad_type == "zero_pad" and g.reaches_border for g in groups)
         forth = Rows(index, _inverse(index) if permutation else None, none if has_zeros else None)
         return forth, _inverse(to), to
 
