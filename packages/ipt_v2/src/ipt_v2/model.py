@@ -316,13 +316,14 @@ def _mdta(config: Config, level: int, dim: int) -> nn.Module:
 
 ATTENTIONS = {"fcsa": _fcsa, "fcsa_unshifted": _fcsa_unshifted, "ggsa": _ggsa, "mdta": _mdta}
 
-# Sizes of our own, ipt_v2 sheet 3.5; the paper's are not known. The toys are for tests and for
-# training on one processor.
+# Sizes of our own, ipt_v2 sheet 3.5; the paper's are not known. The toys are for tests, mini is
+# trained on one processor and ships with the package.
 _COLOUR = {
     "b": Config(),
     "s": Config(dim=32),
     "t": Config(dim=16),
     "toy": Config(dim=24, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1),
+    "mini": Config(dim=16, num_blocks=(1, 1, 1, 1), num_refinement_blocks=0),
     "cpu_toy": Config(dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=0),
 }
 VARIANTS: dict[str, Config] = _COLOUR | {
