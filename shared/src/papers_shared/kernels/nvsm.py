@@ -132,7 +132,7 @@ def nvsm_shared(v: Tensor, shared: Shared, groups: Sequence[Group]) -> Tensor:
         runs = _runs(_wide(v), groups, fuse=shared.backend == "fast")
         for (run, given), maps in zip(runs, shared.parts, strict=True):
             w = run[0].window
-            if maps.shape[1] != len(v) * (v.shape[2] // w) * (v.shape[3] // w):
+            if maps.shape[1] != v.shape[0] * (v.shape[2] // w) * (v.shape[3] // w):
                 raise ValueError(
                     f"values of shape {tuple(v.shape)} where the maps are of {maps.shape[1]} "
                     f"windows of {w}x{w}; expected the size that the maps were made for"
@@ -328,6 +328,8 @@ def _backend(backend: str, x: Tensor, groups: tuple[Group, ...]) -> str:
         raise ValueError(f"backend={backend!r}: expected {', '.join(BACKENDS)}")
     if backend in ("reference", "fast"):
         return backend
+    if isinstance(x.shape[2], torch.SymInt):  # export: of symbols no index can be made
+        return "reference"
     gradients = torch.is_grad_enabled() and x.requires_grad
     if backend == "auto" and (x.device.type != "cuda" or gradients):
         return "fast"

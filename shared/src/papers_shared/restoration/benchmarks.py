@@ -10,11 +10,15 @@ folder of the user's:
                        FOLDER/SCENE/blur/NAME.png with FOLDER/SCENE/sharp/NAME.png (GoPro's)
     SIDD               FOLDER/ValidationNoisyBlocksSrgb.mat with .../ValidationGtBlocksSrgb.mat
 
+The set ``own`` is any folder of the user's: as above with any number of pictures, and for
+super-resolution also FOLDER/NAME.png alone, which is then reduced.
+
 Pictures are float32 (C, H, W) in [0, 1].
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +46,7 @@ class BenchmarkSet:
 
     Attributes:
         title: as papers print it.
-        pictures: how many it has; a folder with another number is refused.
+        pictures: how many it has; a folder with another number is refused (0: any number).
         asset: of the catalogue; empty where the user has to give a folder.
         listing: file of the asset that names its pictures.
         source: where the set is had.
@@ -60,6 +64,7 @@ _BM3D = "the CBM3D page or the data links of Restormer (github.com/swz30/Restorm
 _JPEG = "the testsets folder of github.com/cszn/DnCNN or of SwinIR's releases"
 _RAIN = "the data links of Restormer (github.com/swz30/Restormer, Deraining)"
 SETS = {
+    "own": BenchmarkSet("own pictures", 0, source="a folder of yours"),
     "set5": BenchmarkSet("Set5", 5, "set5", source=_EDSR),
     "set14": BenchmarkSet("Set14", 14, "set14", source=_EDSR),
     "bsd100": BenchmarkSet("B100", 100, "bsd100", "bsd100.txt", _EDSR),
@@ -141,6 +146,8 @@ class SuperResolutionSet:
         """The LR picture; None where the catalogue's set has none, and they are computed."""
         folder = high.parent.parent
         if self.folder is None and describe(self.name).listing:
+            return None
+        if self.name == "own" and high.parent.name != "HR":
             return None
         s = self.scale
         places = (
@@ -279,6 +286,25 @@ class SIDDValidation:
                 yield Pair(f"{scene}/{block}", *both)
 
 
+class First:
+    """The first pictures of a set.
+
+    Args:
+        pictures: any of the sets above.
+        count: how many; None: all.
+    """
+
+    def __init__(self, pictures: Any, count: int | None) -> None:
+        self.pictures = pictures
+        self.count = len(pictures) if count is None else min(count, len(pictures))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.pictures), self.count)
+
+
 def _mat(path: Path, name: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(
@@ -306,6 +332,8 @@ def _pictures(name: str, folder: Path | str | None, *, below: str = "") -> list[
         (root,) = files.values()
     else:
         root = _given(name, folder, f"{below}/NAME.png" if below else "NAME.png")
+    if name == "own" and not (root / below).is_dir():
+        below = ""
     paths = list_images(root / below)
     _check_count(known, len(paths), root)
     return paths
@@ -333,7 +361,7 @@ def _partner(path: Path, folder: Path) -> Path:
 
 
 def _check_count(known: BenchmarkSet, count: int, folder: Path) -> None:
-    if count != known.pictures:
+    if known.pictures and count != known.pictures:
         raise ValueError(
             f"{known.title} has {known.pictures} pictures, {folder} has {count}; another "
             "selection gives numbers that do not compare"

@@ -30,7 +30,8 @@ class RestorationFamily:
         merged: configuration -> the deployment form's.
         recognise: state dict -> configuration, or None; for files that do not say it themselves.
         value_range: what the network calls white: 1 or 255.
-        multiple: sides of tiles are multiples of it, in pixels of the input.
+        multiple: sides of tiles are multiples of it, in pixels of the input; of networks that do
+            not tell their own as ``alignment``.
         overlap: of tiles, in pixels of the input; what a tile's edge spoils.
         shipped: task's kind -> name of the weights that ship with the package.
         released: what there is of the authors' weights, for messages.
@@ -93,6 +94,11 @@ class Restorer(nn.Module):
     @property
     def channels(self) -> int:
         return self.task.channels
+
+    @property
+    def multiple(self) -> int:
+        """What the network pads sides to multiples of, in pixels of its input."""
+        return getattr(self.network, "alignment", self.family.multiple)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, C, H * scale, W * scale), about [0, 1], not clamped."""

@@ -88,8 +88,13 @@ def _task_of_unlabelled(
     config = family.recognise(state)
     if config is None and variant:
         config = family.variant(variant)
-    if config is None:
-        return None
+    return None if config is None else task_of(family, config, kind=kind, level=level)
+
+
+def task_of(
+    family: RestorationFamily, config: Any, *, kind: Kind | None, level: float | None = None
+) -> Task | None:
+    """What a configuration is made for: ``sr`` if it enlarges, else ``kind``; None: not known."""
     for candidate in ("sr", kind):
         for scale in (2, 3, 4) if candidate == "sr" else (1,):
             for channels in (3, 1):

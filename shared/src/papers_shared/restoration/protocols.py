@@ -25,6 +25,7 @@ from papers_shared.images import opencv, rgb_to_y, to_uint8
 from papers_shared.metrics.restoration import PSNR, PSNRB, SSIM, VolumeSSIM
 from papers_shared.restoration.benchmarks import (
     CleanSet,
+    First,
     Pair,
     PairedSet,
     SIDDValidation,
@@ -287,6 +288,8 @@ def measure(
     benchmark: str,
     *,
     folder: Path | str | None = None,
+    first: int | None = None,
+    seed: int = 0,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Scores:
@@ -297,6 +300,8 @@ def measure(
         task: what the network undoes; noise and JPEG with their level.
         benchmark: of ``benchmarks.SETS``, or ``sidd``.
         folder: the user's copy of the set.
+        first: only so many pictures, the first; papers take all.
+        seed: of the noise; 0 in all papers.
         device: where the network computes.
         progress: told (done, total, name) after each picture.
 
@@ -306,24 +311,24 @@ def measure(
     """
     rest: dict[str, Any] = {"device": device, "progress": progress}
     if task.kind == "sr":
-        pairs = SuperResolutionSet(benchmark, task.scale, folder)
+        pairs = First(SuperResolutionSet(benchmark, task.scale, folder), first)
         return super_resolution(restore, pairs, scale=task.scale, **rest)
     if task.kind in ("denoise", "dejpeg"):
         if task.level is None:
             raise ValueError(f"{task} cannot be measured without a level; name one")
         if task.kind == "denoise":
             mode = "rgb" if task.channels == 3 else "grey"
-            clean = CleanSet(benchmark, mode, folder)
-            return gaussian_denoising(restore, clean, sigma=task.level, **rest)
-        clean = CleanSet(benchmark, "rgb" if task.channels == 3 else "luma", folder)
+            clean = First(CleanSet(benchmark, mode, folder), first)
+            return gaussian_denoising(restore, clean, sigma=task.level, seed=seed, **rest)
+        clean = First(CleanSet(benchmark, "rgb" if task.channels == 3 else "luma", folder), first)
         quality = int(task.level)
         return jpeg_artifacts(restore, clean, quality=quality, channels=task.channels, **rest)
     if task.kind == "real_denoise":
         if benchmark != "sidd" or folder is None:
             raise ValueError(f"{task} is measured on sidd, with folder=FOLDER; got {benchmark!r}")
-        return real_denoising(restore, SIDDValidation(folder), **rest)
+        return real_denoising(restore, First(SIDDValidation(folder), first), **rest)
     protocol = deraining if task.kind == "derain" else deblurring
-    return protocol(restore, PairedSet(benchmark, folder), **rest)
+    return protocol(restore, First(PairedSet(benchmark, folder), first), **rest)
 
 
 # --------------------------------------------------------------------------------- inside

@@ -102,7 +102,7 @@ class PhotoRestorer:
             )
         self.restorer, self.batch_size, self.rounded = restorer, batch_size, rounded
         self.dtype, self.device = dtype_and_device(restorer)
-        self.multiple = restorer.family.multiple
+        self.multiple = restorer.multiple
         if tile is None:
             largest = max(LARGEST_TILE, self.multiple)
             sides = range(self.multiple, largest + 1, self.multiple)

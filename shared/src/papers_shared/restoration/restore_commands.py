@@ -67,6 +67,7 @@ class ExportConfig:
 
     weights: str = option("", WEIGHTS_HELP)
     variant: str = option("", "network of a file that does not say it itself; guessed if left out")
+    task: Kind | None = option(None, "of a file that does not say what it undoes")
     output: Path = option(Path("model.onnx"), "file to write", short="-o")
     opset: int = option(18, "version of ONNX's operators, 18 or later")
 
