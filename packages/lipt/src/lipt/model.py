@@ -284,6 +284,11 @@ class LIPT(nn.Module):
         if scale > 1:
             self.tail.append(nn.PixelShuffle(scale))
 
+    @property
+    def alignment(self) -> int:
+        """Pictures are padded to multiples of this many pixels inside ``forward``."""
+        return self.config.multiple
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, colors, H, W) in 0..rgb_range -> (B, colors, scale * H, scale * W), not clamped.
 
