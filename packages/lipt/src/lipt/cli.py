@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lipt.config import TrainConfig
+from lipt.config import (
+    BenchmarkConfig,
+    ConvertConfig,
+    EnlargeConfig,
+    EvalConfig,
+    ExportConfig,
+    ReproduceConfig,
+    RestoreConfig,
+    TrainConfig,
+)
 from papers_shared.cli import Command, run
 
 CONFIGS = "lipt/configs"
 COMMANDS = {
+    "upscale": Command("enlarge photos", EnlargeConfig, "lipt.upscale:main"),
+    "denoise": Command("take noise out of photos", RestoreConfig, "lipt.denoise:main"),
+    "dejpeg": Command("take JPEG artifacts out of photos", RestoreConfig, "lipt.dejpeg:main"),
     "train": Command("train a network", TrainConfig, "lipt.train:main", configs=CONFIGS),
+    "eval": Command("measure a network on pictures", EvalConfig, "lipt.eval:main"),
+    "export": Command("write a network as ONNX", ExportConfig, "lipt.export:main"),
+    "benchmark": Command("time a network here", BenchmarkConfig, "lipt.benchmark:main"),
+    "convert": Command("merge a file of weights", ConvertConfig, "lipt.convert:main"),
+    "reproduce": Command("the paper's tables", ReproduceConfig, "lipt.reproduce:main"),
 }
 
 
