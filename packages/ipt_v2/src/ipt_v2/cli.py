@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ipt_v2.config import TrainConfig
+from ipt_v2.config import (
+    AnyTaskConfig,
+    BenchmarkConfig,
+    DenoiseConfig,
+    ExportConfig,
+    RegimeEvalConfig,
+    ReproduceConfig,
+    TrainConfig,
+)
 from papers_shared.cli import Command, run
 
 CONFIGS = "ipt_v2/configs"
 COMMANDS = {
+    "denoise": Command("take noise out of photos", DenoiseConfig, "ipt_v2.restore:denoise"),
+    "restore": Command("any task, by --weights", AnyTaskConfig, "ipt_v2.restore:main"),
     "train": Command("train a network", TrainConfig, "ipt_v2.train:main", configs=CONFIGS),
+    "eval": Command("measure a network on pictures", RegimeEvalConfig, "ipt_v2.eval:main"),
+    "export": Command("write a network as ONNX", ExportConfig, "ipt_v2.export:main"),
+    "benchmark": Command("time a network here", BenchmarkConfig, "ipt_v2.benchmark:main"),
+    "reproduce": Command("the paper's tables", ReproduceConfig, "ipt_v2.reproduce:main"),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ipt_v2.feedforward import merge
-from ipt_v2.model import VARIANTS, Config, build
+from ipt_v2.model import IPTV2, VARIANTS, Config, Regime, build
 from ipt_v2.official import load_official
 from papers_shared.checkpoints import unwrap
 from papers_shared.restoration.family import RestorationFamily, Restorer
@@ -62,6 +62,17 @@ FAMILY = RestorationFamily(
     shipped={"denoise": "mini_denoise_25"},
     released="the authors have released neither code nor weights of IPT-V2's restoration networks",
 )
+
+
+def in_regime(regime: Regime) -> RestorationFamily:
+    """The family whose networks run in a regime of GGSA; see ``IPTV2.set_regime``."""
+
+    def load(state: Mapping[str, Tensor], config: Config) -> IPTV2:
+        network = load_official(state, config)
+        network.set_regime(regime)
+        return network
+
+    return replace(FAMILY, load_official=load)
 
 
 def load_restorer(
