@@ -22,8 +22,8 @@ LARGEST_LOGIT_SCALE = 4.6052  # of the natural logarithm, about ln 100, as the c
 class ChannelAttentionParameters(nn.Module):
     """What one branch of FCSA learns beside the projections, all ones at the start.
 
-    Shapes: ``temperature`` (h, 1, 1), ``spatial_affine`` (h, 1, w^2), ``mask`` (1, h, w, w). Without
-    a second branch to blend with (``scored`` False) the mask is no parameter.
+    Shapes: ``temperature`` (h, 1, 1), ``spatial_affine`` (h, 1, w^2), ``mask`` (1, h, w, w).
+    Without a second branch to blend with (``scored`` False) the mask is no parameter.
     """
 
     def __init__(self, num_heads: int, window_size: int, *, scored: bool = True) -> None:
@@ -97,9 +97,9 @@ class FCSA(nn.Module):
     def smallest_score(self) -> float:
         """The smallest |sum of both scores|, which the blend divides by; 2 at the start.
 
-        Infinite without a second branch.
+        Infinite without a second branch, and on the meta device, where there are no values.
         """
-        if not self.shifted:
+        if not self.shifted or self.cbsa_base.mask.is_meta:
             return math.inf
         half = self.window_size // 2
         moved = self.cbsa_slice_base.mask.roll((half, half), (2, 3))
