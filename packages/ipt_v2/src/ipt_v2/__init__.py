@@ -2,8 +2,9 @@
 
 Tu, Du, Chen, Wang, Li, Hu, Wang, arXiv 2404.00633.
 
-    from ipt_v2 import VARIANTS, build
+    from ipt_v2 import VARIANTS, build, load_restorer
     build(VARIANTS["b"])                 # a restoration network of our size, fresh weights
+    load_restorer("mini_denoise_25")     # one with its task, from a file or shipped
 """
 
 from importlib import import_module
@@ -24,6 +25,8 @@ _EXPORTS = {
     "IPTUNet": "generation",
     "UNetConfig": "generation",
     "load_official": "official",
+    "FAMILY": "family",
+    "load_restorer": "family",
 }
 __all__ = list(_EXPORTS)
 
