@@ -39,7 +39,15 @@ ALLOWED = (
 )
 
 # Where the state dict sits in the usual files, the averaged weights first.
-CONTAINERS = ("params_ema", "ema_state_dict", "params", "state_dict", "model", "net")
+CONTAINERS = (
+    "params_ema",
+    "ema_state_dict",
+    "params",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+)
 PREFIXES = ("module.", "_orig_mod.")
 
 
