@@ -38,7 +38,10 @@ def recognise(state: Mapping[str, Tensor]) -> Config | None:
     Shapes do not tell the cells of GGSA, so sizes other than the variants are not guessed.
     """
     shapes = {name: tuple(value.shape) for name, value in unwrap(state).items()}
+    first = shapes.get("patch_embed.proj.weight", ())
     for config in VARIANTS.values():
+        if first[:2] != (config.dim, config.in_channels):
+            continue  # building a network only for its shapes takes a while
         for form in (config, config.merged()):
             with torch.device("meta"):
                 own = build(form).state_dict()

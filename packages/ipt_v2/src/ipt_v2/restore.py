@@ -20,7 +20,7 @@ def main(config: AnyTaskConfig) -> int:
         ValueError: no weights, or weights that are made for another task or do not tell it.
     """
     if not config.weights:
-        configs = "deraining, deblurring_gopro, real_denoising_sidd"
+        configs = "deraining_rain13k, deblurring_gopro, real_denoising_sidd"
         raise ValueError(
             f"restore needs --weights, a file that train wrote; {FAMILY.released}, and the only "
             f"network that ships is denoise's. Recipes for train --config: {configs}"
