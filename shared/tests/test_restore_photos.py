@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -334,3 +335,36 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no CUDA device"):
             pick_device("cuda")
+
+
+# --------------------------------------------------------------------------- large photos
+
+LARGE = """
+import importlib, resource, sys
+from pathlib import Path
+sys.path.insert(0, {scripts!r})
+toy = importlib.import_module("toy_restoration")
+from papers_shared.restoration.restore import run_restore
+from papers_shared.restoration.restore_commands import RestoreConfig
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+config = RestoreConfig(photos=[Path({photo!r})], output=Path({result!r}), weights={weights!r})
+run_restore(config, toy.FAMILY, "denoise")
+print("MEGABYTES", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_photo_of_20_megapixels_takes_less_than_what_is_announced(tmp_path, weights):
+    pixels = np.random.default_rng(0).integers(256, size=(400, 500, 3), dtype=np.uint8)
+    Image.fromarray(np.tile(pixels, (10, 10, 1))).save(tmp_path / "large.jpg")
+    scripts, (photo, result) = (
+        Path(__file__).parent / "scripts",
+        (tmp_path / name for name in ("large.jpg", "restored.png")),
+    )
+    code = LARGE.format(scripts=str(scripts), photo=str(photo), result=str(result), weights=weights)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    megabytes = int(out.stdout.rpartition("MEGABYTES")[2])
+    announced = 3 * 20e6 * restore.HOST_BYTES_PER_SAMPLE_8_BITS / 1e6
+    assert megabytes < announced + 500  # what the tiles of this network take
+    with Image.open(result) as picture:
+        assert picture.size == (5000, 4000)

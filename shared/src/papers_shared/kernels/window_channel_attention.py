@@ -160,15 +160,21 @@ def _attend(x: Tensor, branch: Branch, ratio: Tensor | None, in_place: bool) -> 
     else:
         packed = split.contiguous() * weights
     packed = packed.view(-1, window**2, 3 * channels)
-    norms = packed[..., : 2 * channels].square().sum(1).sqrt().clamp_min(EPS)
-    factors = norms.reciprocal().view(-1, 2, heads, width)
-    q_factor, k_factor = factors[:, 0] * temperature[:, 0], factors[:, 1]
+    q_and_k, _ = packed.split([2 * channels, channels], dim=2)
+    factors = q_and_k.square().sum(1).sqrt().clamp_min(EPS).reciprocal()
+    q_factor, k_factor = factors.view(-1, 2, heads, width).unbind(1)
+    # Heads by split and unbind, whose backward pass is one copy; a slice's fills up with zeros.
+    heads_of_qkv = packed.split(width, dim=2)
+    rows = (q_factor * temperature[:, 0])[..., None].unbind(1)
+    columns = k_factor[:, :, None].unbind(1)
     made = []
     for head in range(heads):
-        q, k, v = (packed[..., i * channels + head * width :][..., :width] for i in range(3))
+        q, k, v = heads_of_qkv[head::heads]
         logits = torch.bmm(q.mT, k)
-        rows, columns = q_factor[:, head, :, None], k_factor[:, head, None]
-        logits = logits.mul_(rows).mul_(columns) if in_place else logits * rows * columns
+        if in_place:
+            logits.mul_(rows[head]).mul_(columns[head])
+        else:
+            logits = logits * rows[head] * columns[head]
         y = torch.bmm(v, logits.softmax(dim=-1).mT)
         made.append(y.view(*split.shape[:-1], width))
     return made
@@ -209,6 +215,8 @@ def _backend(backend: str, qkv: Tensor, tensors: list[Tensor], window: int) -> s
     """The backend that runs: reference, fused or triton."""
     if backend in ("reference", "fused"):
         return backend
+    if isinstance(qkv.shape[2], torch.SymInt):  # export: what fused writes in place is no view then
+        return "reference"
     if backend == "auto" and (qkv.device.type != "cuda" or _wants_gradients(tensors)):
         return "fused"
     if backend not in ("auto", "triton"):

@@ -102,7 +102,7 @@ def run_eval(config: EvalConfig, family: RestorationFamily) -> int:
                     folder=folder,
                     first=config.first,
                     seed=config.seed,
-                    progress=lambda done, total, _, show=progress: show(done, total),
+                    progress=_without_name(progress),
                 )
         except FileNotFoundError as error:
             missing.append(" ".join(str(error).split()))
@@ -116,6 +116,10 @@ def run_eval(config: EvalConfig, family: RestorationFamily) -> int:
     if config.output is not None:
         _write(config.output, {"weights": weights, "task": task.to_dict()}, found)
     return int(bool(missing))
+
+
+def _without_name(show: TileProgress) -> Callable[[int, int, str], None]:
+    return lambda done, total, name: show(done, total)
 
 
 def _write(path: Path, told: dict[str, Any], found: dict[str, Scores]) -> None:

@@ -38,7 +38,7 @@ def weights_for(family: RestorationFamily, weights: str, kind: Kind | None) -> s
         return weights
     if kind is None and len(set(family.shipped.values())) == 1:
         return next(iter(family.shipped.values()))
-    if kind not in family.shipped:
+    if kind is None or kind not in family.shipped:
         names = ", ".join(f"{name} ({k})" for k, name in family.shipped.items()) or "none"
         raise ValueError(
             f"no weights ship with {family.package} for {kind or 'a task that is not named'}; "

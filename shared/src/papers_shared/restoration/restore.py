@@ -201,7 +201,7 @@ class PhotoRestorer:
         if self.rounded and not self._by_luma:
             per_sample = HOST_BYTES_PER_SAMPLE_8_BITS
         pixels = rows * columns
-        return Estimate(tiles, tiles * self._costs[1](pixels), self._bytes(pixels), per_sample)
+        return Estimate(tiles, tiles * pixels * self._costs[1], self._bytes(pixels), per_sample)
 
     @property
     def _by_luma(self) -> bool:
@@ -209,26 +209,27 @@ class PhotoRestorer:
         return self.restorer.channels == 1 and self.restorer.task.kind in ("sr", "dejpeg")
 
     @functools.cached_property
-    def _costs(self) -> tuple[Cost, Cost]:
-        """Bytes and seconds of a tile, measured on this device."""
+    def _costs(self) -> tuple[Cost, float]:
+        """Bytes of a tile by its pixels, and seconds a pixel, measured on this device."""
         small = self.multiple * max(1, round(PROBE / self.multiple))
-        points: list[tuple[int, float, float]] = []
-        for side in (small, 2 * small):
+
+        def tile_of(side: int) -> Callable[[], float]:
             tile = torch.zeros(1, self.restorer.channels, side, side)
+            return lambda: self._network(tile, ()).sum().item()  # waits for the GPU
 
-            def run(tile: Tensor = tile) -> float:
-                return self._network(tile, ()).sum().item()  # waits for the GPU
-
-            with torch.no_grad():
-                start = time.perf_counter()
-                memory = peak_of_call(run, self.device)
-                middle = time.perf_counter()
-                run()
-            # The first call also warms up; the second may be hit by other processes.
-            seconds = min(middle - start, time.perf_counter() - middle)
-            points.append((side * side, memory, seconds))
-        (n1, bytes1, seconds1), (n2, bytes2, seconds2) = points
-        return Cost.through(n1, bytes1, n2, bytes2), Cost.through(n1, seconds1, n2, seconds2)
+        first, second = tile_of(small), tile_of(2 * small)
+        n1, n2 = small**2, (2 * small) ** 2
+        with torch.no_grad():
+            memory = Cost.through(
+                n1, peak_of_call(first, self.device), n2, peak_of_call(second, self.device)
+            )
+            times = [time.perf_counter()]
+            for _ in range(2):
+                second()
+                times.append(time.perf_counter())
+        # The sooner of two: other processes may have hit one.
+        seconds = min(times[1] - times[0], times[2] - times[1])
+        return memory, seconds / n2
 
 
 def run_restore(config: RestoreConfig, family: RestorationFamily, kind: Kind) -> int:
