@@ -40,8 +40,6 @@ def test_every_row_is_computed_or_says_what_it_needs(name: str) -> None:
 @pytest.mark.parametrize(
     ("table", "row"),
     [
-        ("complexity", "small_x4"),
-        ("complexity", "base_x2"),
         ("complexity", "tiny_x3"),
         ("merge", "tiny_x4"),
         ("table1_x2", "lipt_small"),
