@@ -1,7 +1,7 @@
 """LIPT's networks beside published ones of their size, random weights, x4; on one CPU thread.
 
-``python benchmarks/lipt.py [--size 1280 720] [--quick]`` prints tables and writes
-results/bench/lipt.json. Candidates take turns within one run; a time is a median, a ratio the
+``python benchmarks/lipt_networks.py [--size 1280 720] [--quick]`` prints tables and writes
+results/bench/lipt_networks.json. Candidates take turns within one run; a time is a median, a ratio the
 median of the ratios within a round.
 
 Networks: merged LIPT-Tiny and LIPT-Small, SwinIR-light (basicsr's), ELAN-light, RLFN, IMDN and SPAN
@@ -158,7 +158,7 @@ def _kind(event: Any) -> str:
 
 @torch.inference_mode()
 def main(argv: list[str] | None = None) -> int:
-    """Measure, print, and write results/bench/lipt.json."""
+    """Measure, print, and write results/bench/lipt_networks.json."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument(
         "--size", type=int, nargs=2, default=(1280, 720), help="width and height of the result"
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name}: " + ", ".join(f"{kind} {100 * s:.0f} %" for kind, s in parts))
     finally:
         torch.set_num_threads(before)
-    save_benchmark("lipt", results, distributions=["torch", "basicsr", "spandrel"])
+    save_benchmark("lipt_networks", results, distributions=["torch", "basicsr", "spandrel"])
     return 0
 
 
