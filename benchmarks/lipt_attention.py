@@ -1,4 +1,4 @@
-"""LIPT's window attention by gathers beside roll, pad, unfold and mask; on a CPU.
+"""LIPT's window attention by gathers beside roll, pad, unfold and mask; on one CPU thread.
 
 ``python benchmarks/lipt_attention.py`` prints a table and writes results/bench/lipt_attention.json.
 Both forms take turns within one run; a ratio is the median of the ratios within a round, so what
@@ -28,7 +28,7 @@ SIDE = 96
 NETWORKS = {"Tiny": (32, 8, True), "Small": (64, 8, True), "Base": (144, 16, False)}
 FORMATS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
 REFERENCE, FAST = "reference", "fast"  # backends
-ROUNDS = 31
+ROUNDS = 21
 
 
 def attention(x: Tensor, v: Tensor | None, window: int, *, backend: str) -> Tensor:
@@ -85,7 +85,7 @@ def line(case: Mapping[str, Any]) -> str:
     """One line of the printed table."""
     ms = case["milliseconds"]
     return (
-        f"{case['network']:8} {case['pass']:10} {case['layout']:14} {case['threads']:7d} "
+        f"{case['network']:8} {case['pass']:10} {case['layout']:14} "
         f"{ms[REFERENCE]:14.2f} {ms[FAST]:9.2f} {case['times_faster']:7.2f} "
         f"{case['largest_difference']:10.1e}"
     )
@@ -94,23 +94,22 @@ def line(case: Mapping[str, Any]) -> str:
 def main() -> int:
     """Measure, print, and write results/bench/lipt_attention.json."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     results = []
     print(
-        f"{'network':8} {'pass':10} {'layout':14} {'threads':>7} {'reference, ms':>14} "
-        f"{'fast, ms':>9} {'faster':>7} {'difference':>10}"
+        f"{'network':8} {'pass':10} {'layout':14} {'reference, ms':>14} {'fast, ms':>9} "
+        f"{'faster':>7} {'difference':>10}"
     )
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        for network, (width, window, shares) in NETWORKS.items():
-            for layout, memory_format in FORMATS.items():
-                made = operation(width, window, shares=shares, layout=memory_format)
-                key = {"network": network, "layout": layout, "threads": threads}
-                with torch.inference_mode():
-                    results.append(key | {"pass": "inference"} | measure(made))
+    for network, (width, window, shares) in NETWORKS.items():
+        for layout, memory_format in FORMATS.items():
+            made = operation(width, window, shares=shares, layout=memory_format)
+            key = {"network": network, "layout": layout, "threads": 1}
+            with torch.inference_mode():
+                results.append(key | {"pass": "inference"} | measure(made))
+            print(line(results[-1]), flush=True)
+            if layout == "channels last":  # as the network gives it
+                results.append(key | {"pass": "training"} | measure(with_gradients(made)))
                 print(line(results[-1]), flush=True)
-                if layout == "channels last":  # as the network gives it
-                    results.append(key | {"pass": "training"} | measure(with_gradients(made)))
-                    print(line(results[-1]), flush=True)
     torch.set_num_threads(before)
     save_benchmark("lipt_attention", {"side": SIDE, "results": results}, distributions=["torch"])
     return 0

@@ -147,7 +147,10 @@ class Config:
         known = [f.name for f in fields(cls)]
         if unknown := [key for key in config if key not in known]:
             raise ValueError(f"unknown network option {unknown[0]!r}; known: {', '.join(known)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
+        }
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain mapping that ``of`` reads back."""

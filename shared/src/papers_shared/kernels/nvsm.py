@@ -152,8 +152,8 @@ def _attend(
     into, out = _ways(name)
     q, v = into(x, groups).chunk(2, dim=-1)
     if name == "fast" and not share:
-        flat = (t.flatten(0, 1).unsqueeze(1) for t in (q, q, v))
-        y = F.scaled_dot_product_attention(*flat, scale=1.0).view(v.shape)
+        keys, values = (t.flatten(0, 1).unsqueeze(1) for t in (q, v))
+        y = F.scaled_dot_product_attention(keys, keys, values, scale=1.0).view(v.shape)
         return out(y, groups, x.shape), None
     maps = _softmax(q)
     return out(maps @ v, groups, x.shape), maps if share else None
@@ -184,11 +184,12 @@ def _ways(name: str) -> tuple[Any, Any]:
     return _into_windows_reference, _out_of_windows_reference
 
 
-def _runs(x: Tensor, groups: tuple[Group, ...], *, fuse: bool) -> list[tuple[Any, Tensor]]:
+def _runs(
+    x: Tensor, groups: tuple[Group, ...], *, fuse: bool
+) -> list[tuple[tuple[Group, ...], Tensor]]:
     """Groups that are worked on together, those of one window, and their channels."""
-    if not fuse:
-        runs = [(group,) for group in groups]
-    else:
+    runs: list[tuple[Group, ...]] = [(group,) for group in groups]
+    if fuse:
         runs = [tuple(run) for _, run in itertools.groupby(groups, key=lambda g: g.window)]
     width = x.shape[1] // len(groups)
     return list(zip(runs, x.split([width * len(run) for run in runs], dim=1), strict=True))

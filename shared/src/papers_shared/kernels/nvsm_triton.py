@@ -138,11 +138,13 @@ def _launch(
         q_pixels, _ = pixels(of_q, height, width, v.device)
         v_pixels, y_pixels = pixels(of_v, height, width, v.device)
         n = of_q.window**2
-        block = min(64, max(16, triton.next_power_of_2(n)))
+        padded = max(16, triton.next_power_of_2(d))
+        most = 64 if padded <= 64 else 32  # pixels whose sums fit in registers
+        block = min(most, max(16, triton.next_power_of_2(n)))
         strides = [t.stride(dim) for t in (q, v, out) for dim in (0, 1, 3)]
         _attend[(height * width // n * triton.cdiv(n, block), batch)](
             q, v, out, q_pixels, v_pixels, y_pixels, *strides,
-            N=n, D=d, WIDTH=max(16, triton.next_power_of_2(d)), BLOCK=block,
+            N=n, D=d, WIDTH=padded, BLOCK=block,
         )  # fmt: skip
     return y
 
@@ -167,8 +169,9 @@ class TritonNVSM(torch.autograd.Function):
             for t, need in zip(ctx.saved_tensors, needed, strict=True)
         ]
         count = len(parts) // 2
+        made_for, groups = ctx.groups
         with torch.enable_grad():
-            y = nvsm.from_queries(*ctx.groups, parts[:count], parts[count:])
+            y = nvsm.from_queries(made_for, groups, parts[:count], parts[count:])
         wanted = [t for t in parts if t.requires_grad]
         grads = iter(torch.autograd.grad(y, wanted, grad.float()))
         own = (
