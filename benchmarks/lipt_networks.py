@@ -1,8 +1,8 @@
 """LIPT's networks beside published ones of their size, random weights, x4; on one CPU thread.
 
 ``python benchmarks/lipt_networks.py [--size 1280 720] [--quick]`` prints tables and writes
-results/bench/lipt_networks.json. Candidates take turns within one run; a time is a median, a ratio the
-median of the ratios within a round.
+results/bench/lipt_networks.json. Candidates take turns within one run; a time is a median, a ratio
+the median of the ratios within a round.
 
 Networks: merged LIPT-Tiny and LIPT-Small, SwinIR-light (basicsr's), ELAN-light, RLFN, IMDN and SPAN
 for a result of the paper's 1280 x 720, with their parameters, multiply-accumulates (attention's
@@ -134,7 +134,8 @@ def shares(network: LIPT, x: Tensor) -> dict[str, float]:
 
         return run
 
-    scopes = {n: scoped(getattr(lipt_model, n)) for n in ("nvsm_attention", "nvsm_shared")}
+    names = ("nvsm_attention", "nvsm_shared")
+    scopes: dict[str, Any] = {n: scoped(getattr(lipt_model, n)) for n in names}
     with (
         mock.patch.multiple(lipt_model, **scopes),
         profile(activities=[ProfilerActivity.CPU]) as profiler,
