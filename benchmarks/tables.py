@@ -157,11 +157,34 @@ def resshift_family(data: dict[str, Any]) -> Iterator[str]:
             yield ""
 
 
+def lipt_attention(data: dict[str, Any]) -> Iterator[str]:
+    """Ratios of the two forms; the times were taken beside other work."""
+    rows = [
+        [
+            f"LIPT-{case['network']}",
+            case["pass"],
+            case["layout"],
+            f"{case['times_faster']:.1f}x",
+            f"{case['times_faster_p10']:.1f}x to {case['times_faster_p90']:.1f}x",
+            f"{case['largest_difference']:.1e}",
+        ]
+        for case in data["results"]
+    ]
+    yield (
+        f"One thread, features of {data['side']}x{data['side']}; load of the machine "
+        f"{data['machine']['load']:.1f}."
+    )
+    yield ""
+    head = ["attention of", "pass", "layout", "gathers faster", "8 rounds of 10"]
+    yield from table([*head, "largest difference"], rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "binary_conv": binary_conv,
     "imresize": imresize,
     "adafm": adafm,
     "resshift_family": resshift_family,
+    "lipt_attention": lipt_attention,
 }
 
 
