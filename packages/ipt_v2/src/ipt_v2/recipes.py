@@ -219,7 +219,7 @@ SMALL: Mapping[str, Any] = {
     "patch": 64,
     "batch_size": 4,
     "steps": 150,
-    "lr": 1e-3,
+    "lr": 2e-3,
     "lr_schedule": "cosine",
     "channels_last": True,
     "seeds": 3,
