@@ -218,7 +218,7 @@ SMALL: Mapping[str, Any] = {
     "photos": ["bsds500_train"],
     "patch": 64,
     "batch_size": 4,
-    "steps": 150,
+    "steps": 100,
     "lr": 2e-3,
     "lr_schedule": "cosine",
     "channels_last": True,

@@ -173,7 +173,7 @@ TABLES: dict[str, Table] = {
             name: Recipe(
                 small_training,
                 scale="small",
-                seconds=220,
+                seconds=150,
                 assets=("bsds500_train", *TEST_SETS),
                 settings={**SMALL, "network": config.to_dict()},
             )
