@@ -177,19 +177,7 @@ class DiTSR(ConditionalUNet):
                 f"conditioning {config.conditioning!r} is none of {', '.join(CONDITIONINGS)}"
             )
         widths, sides = config.widths, config.sides
-        super().__init__(
-            image_size=config.image_size,
-            in_channels=config.in_channels,
-            out_channels=config.out_channels,
-            model_channels=config.model_channels,
-            width=widths[0],
-            lq_size=config.lq_size,
-            lq_channels=config.lq_channels,
-            cond_mask=config.cond_mask,
-            alignment=config.alignment,
-            norm_groups=config.norm_groups,
-        )
-        self.architecture = config
+        super().__init__(config)
         levels = range(len(widths))
 
         def stage(level: int, depth: int) -> list[nn.Module]:

@@ -213,19 +213,7 @@ class UNetModelSwin(ConditionalUNet):
                 f"{len(config.channel_mult)} levels"
             )
         widths, sides = config.widths, config.sides
-        super().__init__(
-            image_size=config.image_size,
-            in_channels=config.in_channels,
-            out_channels=config.out_channels,
-            model_channels=config.model_channels,
-            width=widths[0],
-            lq_size=config.lq_size,
-            lq_channels=config.lq_channels,
-            cond_mask=config.cond_mask,
-            alignment=config.alignment,
-            norm_groups=config.norm_groups,
-        )
-        self.architecture = config
+        super().__init__(config)
         ch, skips, last = widths[0], [widths[0]], len(widths) - 1
         for level, (width, side) in enumerate(zip(widths, sides, strict=True)):
             for j in range(config.res_blocks[level]):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from papers_shared.diffusion.swin import SwinStage
+
+if TYPE_CHECKING:
+    from papers_shared.diffusion.swin_unet import UNetConfig
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, *, max_period: float = 10000.0) -> Tensor:
@@ -100,49 +104,43 @@ class ConditionalUNet(nn.Module):
     A subclass fills ``input_blocks``, ``middle_block`` and ``output_blocks`` with ``Entry``.
 
     Args:
-        image_size: nominal latent side.
-        in_channels, out_channels: of the latent.
-        model_channels: width C1 at the highest resolution.
-        lq_size: side of the low-quality picture at the nominal size.
-        lq_channels: of the condition, see ``UNetConfig``.
-        cond_mask: a mask is given beside the low-quality picture (inpainting).
+        config: sizes and widths.
+
+    Attributes:
+        architecture: the configuration.
         alignment: height and width of a latent have to be multiples of this.
-        norm_groups: of the last group norm.
+
+    Raises:
+        ValueError: the configuration contradicts itself.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        in_channels: int,
-        out_channels: int,
-        model_channels: int,
-        width: int,
-        lq_size: int,
-        lq_channels: int,
-        cond_mask: bool,
-        alignment: int,
-        norm_groups: int = 32,
-    ) -> None:
+    def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        if lq_channels not in (3, in_channels):
+        if config.lq_channels not in (3, config.in_channels):
             raise ValueError(
-                f"lq_channels has to be 3 (a picture) or {in_channels} (its latent), "
-                f"got {lq_channels}"
+                f"lq_channels has to be 3 (a picture) or {config.in_channels} (its latent), "
+                f"got {config.lq_channels}"
             )
-        self.model_channels = model_channels
-        self.cond_mask, self.alignment = cond_mask, alignment
-        self.lq_ratio = lq_size // image_size
-        self.time_embed = time_mlp(model_channels)
+        self.architecture = config
+        self.model_channels, self.alignment = config.model_channels, config.alignment
+        self.cond_mask = config.cond_mask
+        self.lq_ratio = config.lq_size // config.image_size
+        width = config.widths[0]
+        self.time_embed = time_mlp(config.model_channels)
         self.feature_extractor, channels = condition_extractor(
-            image_size=image_size, lq_size=lq_size, lq_channels=lq_channels, cond_mask=cond_mask
+            image_size=config.image_size,
+            lq_size=config.lq_size,
+            lq_channels=config.lq_channels,
+            cond_mask=config.cond_mask,
         )
-        first = nn.Conv2d(in_channels + channels, width, 3, padding=1)
+        first = nn.Conv2d(config.in_channels + channels, width, 3, padding=1)
         self.input_blocks = nn.ModuleList([Entry(first)])
         self.middle_block: nn.Module = Entry()
         self.output_blocks = nn.ModuleList()
         self.out = nn.Sequential(
-            Norm32(norm_groups, width), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1)
+            Norm32(config.norm_groups, width),
+            nn.SiLU(),
+            nn.Conv2d(width, config.out_channels, 3, padding=1),
         )
 
     def encode(
