@@ -164,7 +164,8 @@ def train(config: TrainConfig) -> Trained:
             optimizer.zero_grad()
             judge.requires_grad_(True)
         run.log(**{name: value.mean() for name, value in terms.items()})
-        if config.validation and run.is_main and run.step % config.validate_every == 0:
+        due = run.accelerator.sync_gradients and run.step % config.validate_every == 0
+        if config.validation and run.is_main and due:
             assert run.ema is not None
             pipeline = FAMILY.pipeline(unet=run.ema.model.eval(), vae=vae, scheduler=scheduler)
             psnr = validation_psnr(pipeline, config.validation, first=config.validation_first)
