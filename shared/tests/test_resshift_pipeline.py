@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import configuration_utils
 from PIL import Image
 
 from papers_shared.diffusion import vq
@@ -195,9 +196,12 @@ def test_half_precision_stays_near(pipeline):
 # --------------------------------------------------------------------------- files
 
 
-def test_a_pipeline_survives_saving(pipeline, tmp_path):
+def test_a_pipeline_survives_saving(pipeline, tmp_path, monkeypatch):
     pipeline.save_pretrained(tmp_path)
+    told = []
+    monkeypatch.setattr(configuration_utils.logger, "warning", lambda text, *_: told.append(text))
     again = toy.ToyPipeline.from_pretrained(tmp_path)
+    assert told == []
     assert torch.equal(again.enlarge(photo()), pipeline.enlarge(photo()))
     assert len(again.scheduler) == 4
 

@@ -29,7 +29,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, ModelMixin  # noqa: F401  pipelines look ModelMixin up here
+from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -39,16 +40,39 @@ from papers_shared.diffusion.commands import AutoencoderConfig
 from papers_shared.training import Run
 
 
-def build(*, width: int, latent_channels: int, scaling_factor: float = 1.0) -> AutoencoderTiny:
+class SmallAutoencoder(AutoencoderTiny):
+    """``AutoencoderTiny`` of factor 4; its config holds what it is built from and nothing else.
+
+    Args:
+        block_out_channels: width of the three levels, of encoder and decoder alike.
+        latent_channels: of the latent.
+        scaling_factor, force_upcast: of ``AutoencoderTiny``, which sets the latter to False.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        block_out_channels: tuple[int, ...] = (32, 32, 32),
+        latent_channels: int = 12,
+        scaling_factor: float = 1.0,
+        force_upcast: bool = False,
+    ) -> None:
+        # The parent registers its own arguments; register_to_config keeps only the outer ones.
+        AutoencoderTiny.__init__.__wrapped__(
+            self,
+            encoder_block_out_channels=block_out_channels,
+            decoder_block_out_channels=block_out_channels,
+            num_encoder_blocks=(0, 1, 2),
+            num_decoder_blocks=(3, 2, 0),
+            latent_channels=latent_channels,
+            scaling_factor=scaling_factor,
+            force_upcast=force_upcast,
+        )
+
+
+def build(*, width: int, latent_channels: int, scaling_factor: float = 1.0) -> SmallAutoencoder:
     """The autoencoder with fresh weights: (B, 3, H, W) in [-1, 1] <-> (B, latent, H/4, W/4)."""
-    return AutoencoderTiny(
-        encoder_block_out_channels=(width,) * 3,
-        decoder_block_out_channels=(width,) * 3,
-        num_encoder_blocks=(0, 1, 2),
-        num_decoder_blocks=(3, 2, 0),
-        latent_channels=latent_channels,
-        scaling_factor=scaling_factor,
-    )
+    return SmallAutoencoder((width,) * 3, latent_channels, scaling_factor)
 
 
 def gradients(x: Tensor) -> Tensor:
