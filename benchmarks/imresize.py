@@ -6,9 +6,8 @@ candidates take turns within one run, so a ratio is fairer than the times it com
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from papers_shared._basicsr import basicsr_module
+from papers_shared.complexity import compare_latency
 from papers_shared.data.resize import imresize
 from papers_shared.tables.benchmark import save_benchmark
 
@@ -42,19 +42,13 @@ def candidates() -> dict[str, Callable[[Tensor, float], Tensor]]:
 
 def measure(x: Tensor, scale: float, rounds: int) -> dict[str, Any]:
     """Median milliseconds of each candidate, taking turns, and the ratios to ours."""
-    functions = candidates()
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    outputs = {name: f(x, scale) for name, f in functions.items()}  # also the warm-up
-    for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function(x, scale)
-            times[name].append(1e3 * (time.perf_counter() - start))
-    median = {name: statistics.median(values) for name, values in times.items()}
+    functions = {name: partial(f, x, scale) for name, f in candidates().items()}
+    outputs = {name: function() for name, function in functions.items()}
+    compared = compare_latency(functions, baseline=OURS, warmup=1, rounds=rounds)
     return {
-        "milliseconds": median,
-        "times_faster_than_basicsr": median[BASICSR] / median[OURS],
-        "times_faster_than_interpolate": median[TORCH] / median[OURS],
+        "milliseconds": {name: 1e3 * c.latency.median for name, c in compared.items()},
+        "times_faster_than_basicsr": 1 / compared[BASICSR].speedup,
+        "times_faster_than_interpolate": 1 / compared[TORCH].speedup,
         "largest_difference_from_basicsr": (outputs[OURS] - outputs[BASICSR]).abs().max().item(),
         "rounds": rounds,
     }

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from papers_shared.complexity import count_macs, count_parameters
+from papers_shared.complexity import (
+    Comparison,
+    compare_latency,
+    count_macs,
+    count_parameters,
+)
 from papers_shared.diffusion import vq
 from papers_shared.diffusion.reproduce import autoencoder_counts, denoiser_inputs
 from papers_shared.tables.recipe import Context, Measured
@@ -93,8 +98,8 @@ def discriminator_seesr(context: Context) -> dict[str, Measured]:
     return {"params": Measured(count_parameters(module) / 1e6)}
 
 
-def _speed(context: Context, *, whole: bool) -> dict[int, float]:
-    """Median seconds of one and of fifteen steps in turns, full size, random weights."""
+def _speed(context: Context, *, whole: bool) -> dict[str, Comparison]:
+    """Times of one and of fifteen steps in turns, full size, random weights."""
     torch.manual_seed(context.seed)
     network = build(VARIANTS["realsr"]).eval().to(context.device)
     vae = vq.build(vq.F4).eval().to(context.device)
@@ -113,23 +118,17 @@ def _speed(context: Context, *, whole: bool) -> dict[int, float]:
         if whole:
             vae.decode(inputs[0]).sample.sum().item()
 
-    times: dict[int, list[float]] = {1: [], 15: []}
+    turns = {str(steps): partial(run, steps) for steps in (1, 15)}
     with torch.inference_mode():
         run(1)
-        for turn in range(3):
-            for steps, measured in times.items():
-                start = time.perf_counter()
-                run(steps)
-                measured.append(time.perf_counter() - start)
-            context.progress(turn + 1, 3, "turns")
-    return {steps: sorted(measured)[1] for steps, measured in times.items()}
+        return compare_latency(turns, baseline="15", warmup=0, rounds=3, device=context.device)
 
 
 def speed(context: Context, *, whole: bool, steps: int) -> dict[str, Measured]:
     """Time and multiply-accumulates of ``steps`` steps, and how often faster one step is."""
-    seconds = _speed(context, whole=whole)
+    compared = _speed(context, whole=whole)
     counted = (
         image(context, steps=steps) if whole else generator(context, variant="realsr", steps=steps)
     )
-    row = {"seconds": Measured(seconds[steps]), "macs": counted["macs"]}
-    return row if steps == 15 else {**row, "speedup": Measured(seconds[15] / seconds[1])}
+    row = {"seconds": Measured(compared[str(steps)].latency.median), "macs": counted["macs"]}
+    return row if steps == 15 else {**row, "speedup": Measured(compared["1"].speedup)}
