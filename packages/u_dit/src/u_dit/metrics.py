@@ -18,7 +18,7 @@ def squared_distances(first: Tensor, second: Tensor) -> Tensor:
 def radii(features: Tensor, *, k: int = 3) -> Tensor:
     """(n, d) to (n,): squared distance to the k-th neighbour beside itself."""
     if len(features) <= k:
-        raise ValueError(f"{len(features)} pictures have no {k}th neighbours; give more")
+        raise ValueError(f"{len(features)} pictures have no neighbour number {k}; give more")
     return torch.cat(
         [squared_distances(part, features).kthvalue(k + 1).values for part in features.split(1024)]
     )

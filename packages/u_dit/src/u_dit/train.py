@@ -23,8 +23,8 @@ from u_dit.dit import DIT_VARIANTS, DiT, DiTConfig
 from u_dit.model import VARIANTS, Config, UDiT, build
 from u_dit.official import METADATA
 
-# What does not decide the result.
-INTERVALS = ("output", "workers", "log_every", "save_every", "tensorboard", "data_path")
+# What does not decide the result of an update; more steps are a longer run.
+INTERVALS = ("output", "steps", "workers", "log_every", "save_every", "tensorboard", "data_path")
 
 
 @dataclass(frozen=True)
