@@ -232,7 +232,7 @@ def load_pipeline(
         variant: which network a file holds, where it does not say so.
         vae: folder of an ``AutoencoderKL`` as diffusers keeps it, such as sd-vae-ft-ema.
         sampler: see ``make_scheduler``.
-        merge: merge the feed-forward nets (see ``fuse``): a sixth fewer operations.
+        merge: merge the feed-forward nets (see ``fuse``): a seventh fewer operations.
 
     Raises:
         FileNotFoundError: a file or folder is not there.
