@@ -10,8 +10,9 @@ import torch
 
 from ipt_v2.attention import FCSA, GGSA
 from ipt_v2.feedforward import merge
-from ipt_v2.positions import relative_position_index, rotate
+from ipt_v2.positions import relative_position_index
 from papers_shared.complexity import count_macs
+from papers_shared.networks.rotary import rotate
 
 
 def seen(module, side: int, row: int, column: int) -> torch.Tensor:

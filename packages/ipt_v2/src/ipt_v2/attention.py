@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipt_v2.positions import relative_coords_table, relative_position_index, rotate
+from ipt_v2.positions import relative_coords_table, relative_position_index
 from papers_shared.kernels import window_channel_attention
+from papers_shared.networks.grid_attention import GridAttention
 
 Posemb = Literal["relbias", "relbias2", "rope2d"]
-LARGEST_LOGIT_SCALE = 4.6052  # of the natural logarithm, about ln 100, as the code has it
 
 
 class ChannelAttentionParameters(nn.Module):
@@ -132,7 +132,7 @@ class MDTA(nn.Module):
         return self.project_out(y.reshape(batch, channels, height, width))
 
 
-class GGSA(nn.Module):
+class GGSA(GridAttention):
     """Global grid self-attention: pixels at one offset in every cell attend to each other.
 
     With cells of p x p pixels there are p^2 groups of (H / p) (W / p) tokens, so each pixel sees
@@ -171,21 +171,15 @@ class GGSA(nn.Module):
         after_attn: str | None = None,
         aug_shortcut: bool = False,
     ) -> None:
-        super().__init__()
-        _check_heads(dim, num_heads)
         if posemb_type not in (None, "relbias", "relbias2", "rope2d"):
             raise ValueError(
                 f"posemb_type={posemb_type!r}: expected None, 'relbias', 'relbias2' or 'rope2d'"
             )
-        if attn_type not in (None, "v2"):
-            raise ValueError(f"attn_type={attn_type!r}: expected None or 'v2'")
-        if posemb_type == "rope2d" and dim // num_heads % 4:
-            raise ValueError(f"rope2d needs heads of a multiple of 4 channels: {dim}/{num_heads}")
-        self.patch_size, self.num_heads = patch_size, num_heads
-        self.posemb_type, self.attn_type = posemb_type, attn_type
+        super().__init__(
+            dim, num_heads, bias=bias, rotary=posemb_type == "rope2d", attn_type=attn_type
+        )
+        self.patch_size, self.posemb_type = patch_size, posemb_type
         self.tokens_per_side: int | None = None
-        if attn_type == "v2":
-            self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
         if posemb_type in ("relbias", "relbias2"):
             self.side = self._fixed_side(input_size)
             if posemb_type == "relbias":
@@ -197,8 +191,6 @@ class GGSA(nn.Module):
                 self.register_buffer("relative_coords_table", relative_coords_table(self.side))
             index = relative_position_index(self.side)
             self.register_buffer("relative_position_index", index)
-        self.to_qkv = nn.Linear(dim, 3 * dim, bias=bias)
-        self.to_out = nn.Conv2d(dim, dim, 1)
         if posemb_type == "relbias2":
             self.cpb_mlp = nn.Sequential(
                 nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False)
@@ -213,29 +205,9 @@ class GGSA(nn.Module):
             ValueError: H or W is no multiple of the cell, or not what a position bias was made for.
         """
         x = self.before_attn(x)
-        batch, channels, height, width = x.shape
-        a, b = self._cell(height, width)
-        rows, columns = height // a, width // b
-        tokens = x.view(batch, channels, rows, a, columns, b).permute(0, 3, 5, 2, 4, 1)
-        qkv = self.to_qkv(tokens.reshape(batch * a * b, rows * columns, channels))
-        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        y = self._attend(q, k, v, rows, columns).transpose(1, 2)
-        y = y.reshape(batch, a, b, rows, columns, channels).permute(0, 5, 3, 1, 4, 2)
-        return self.to_out(self.after_attn(y.reshape(batch, channels, height, width)))
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, rows: int, columns: int) -> Tensor:
-        """(groups, h, tokens, C / h) each, and the result."""
-        if self.posemb_type == "rope2d":
-            q, k = rotate(q, rows, columns), rotate(k, rows, columns)
-        bias = self._bias(rows, columns)
-        bias = None if bias is None else bias.to(q.dtype)
-        if self.attn_type is None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        factor = self.logit_scale.clamp(max=LARGEST_LOGIT_SCALE).exp()
-        q, k = F.normalize(q.float(), dim=-1) * factor, F.normalize(k.float(), dim=-1)
-        return F.scaled_dot_product_attention(
-            q.to(v.dtype), k.to(v.dtype), v, attn_mask=bias, scale=1.0
-        )
+        a, b = self._cell(*x.shape[2:])
+        y = self.over_cells(x, a, b, bias=self._bias(x.shape[2] // a, x.shape[3] // b))
+        return self.to_out(self.after_attn(y))
 
     def _bias(self, rows: int, columns: int) -> Tensor | None:
         if self.posemb_type not in ("relbias", "relbias2"):

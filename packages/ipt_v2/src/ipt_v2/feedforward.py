@@ -1,142 +1,19 @@
-"""The feed-forward nets: Rep-LeFFN with its merged form, and two of the authors' file."""
+"""Rep-LeFFN's merging in networks with focal attention; the nets are shared with U-DiT."""
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import TypeVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ipt_v2.attention import FCSA
+from papers_shared.networks.rep_ffn import Mlp, RepLeFFN, merge_ffns
+
+__all__ = ["Mlp", "RepLeFFN", "merge"]
 
 M = TypeVar("M", bound=nn.Module)
-REPS = (0, 1, 3)
 SMALLEST_SCORE = 1e-3
-
-
-class RepLeFFN(nn.Module):
-    """``project_out(u)`` with ``a = GELU(project_in(x))`` and u a depthwise mixture of a.
-
-    ======  ===========================  ==============================
-    rep     project_in, project_out      u
-    ======  ===========================  ==============================
-    0       one 1x1 convolution          DW5(a)
-    1       two, nothing in between      a + DW5(a) + DW3(a) + DW1(a)
-    3       one                          a + DW5(a) + DW3(a) + DW1(a)
-    ======  ===========================  ==============================
-
-    All three are linear maps around one GELU, so each merges into rep 0 (:meth:`merged`).
-
-    Args:
-        dim: channels C of input and output.
-        ffn_expansion_factor: hidden channels E = int(C * factor); the pairs have E // 2 between.
-        bias: of all convolutions.
-        rep: see above.
-        identity: add a to u; the default is what the authors' code does, as in the table.
-
-    Source: ipt_v2 sheet 3.3 (the paper's Rep-LeFFN is taken to be rep 1).
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        ffn_expansion_factor: float,
-        *,
-        bias: bool = True,
-        rep: int = 1,
-        identity: bool | None = None,
-    ) -> None:
-        super().__init__()
-        if rep not in REPS:
-            raise ValueError(f"rep={rep}: expected one of {REPS}")
-        hidden = int(dim * ffn_expansion_factor)
-        self.rep, self.identity = rep, rep != 0 if identity is None else identity
-
-        def pointwise(inputs: int, outputs: int) -> nn.Module:
-            if rep != 1:
-                return nn.Conv2d(inputs, outputs, 1, bias=bias)
-            return nn.Sequential(
-                nn.Conv2d(inputs, hidden // 2, 1, bias=bias),
-                nn.Conv2d(hidden // 2, outputs, 1, bias=bias),
-            )
-
-        def depthwise(side: int) -> nn.Conv2d:
-            return nn.Conv2d(hidden, hidden, side, padding=side // 2, groups=hidden, bias=bias)
-
-        self.project_in = pointwise(dim, hidden)
-        self.dwconv: nn.Module = (
-            depthwise(5) if rep == 0 else nn.ModuleList([depthwise(5), depthwise(3), depthwise(1)])
-        )
-        self.project_out = pointwise(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
-        a = F.gelu(self.project_in(x))
-        convolutions = _layers(self.dwconv)
-        u = convolutions[0](a)
-        for convolution in convolutions[1:]:
-            u = u + convolution(a)
-        return self.project_out(u + a if self.identity else u)
-
-    @torch.no_grad()
-    def merged(self) -> RepLeFFN:
-        """The same function as a new module of rep 0 without identity; this one stays as it is.
-
-        W = W2 W1 and b = W2 b1 + b2 for the pairs; the depthwise kernels add up in the middle of
-        the 5x5 one, the identity as a 1 in its centre.
-        """
-        weight_in, bias_in = _merged_pair(_layers(self.project_in))
-        weight_out, bias_out = _merged_pair(_layers(self.project_out))
-        weight, bias = _merged_depthwise(_layers(self.dwconv))
-        if self.identity:
-            weight[:, :, 2, 2] += 1
-        hidden, dim = weight_in.shape[:2]
-        with torch.device("meta"):
-            one = RepLeFFN(dim, (hidden + 0.5) / dim, bias=bias is not None, rep=0)
-        state = {"project_in.weight": weight_in, "dwconv.weight": weight}
-        state["project_out.weight"] = weight_out
-        for name, value in (("project_in", bias_in), ("dwconv", bias), ("project_out", bias_out)):
-            if value is not None:
-                state[f"{name}.bias"] = value
-        one.load_state_dict(state, assign=True)
-        return one.train(self.training)
-
-
-class Mlp(nn.Module):
-    """``fc2(GELU_tanh(fc1(x)))`` of 1x1 convolutions; with ``kernel_size`` K a step before fc2:
-    a + GELU(DW_K(a)), whose GELU is exact.
-
-    Source: ipt_v2 sheet 3.4, ``ffn_type`` 'basic' and 'dwconvK'.
-    """
-
-    def __init__(self, dim: int, mlp_ratio: float, *, kernel_size: int | None = None) -> None:
-        super().__init__()
-        hidden = int(dim * mlp_ratio)
-        self.fc1 = nn.Conv2d(dim, hidden, 1)
-        if kernel_size is not None:
-            self.dwconv = _DepthwiseGelu(hidden, kernel_size)
-        self.fc2 = nn.Conv2d(hidden, dim, 1)
-        self.kernel_size = kernel_size
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
-        a = F.gelu(self.fc1(x), approximate="tanh")
-        if self.kernel_size is not None:
-            a = a + self.dwconv(a)
-        return self.fc2(a)
-
-
-class _DepthwiseGelu(nn.Module):
-    def __init__(self, dim: int, kernel_size: int) -> None:
-        super().__init__()
-        convolution = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
-        self.depthwise_conv = nn.Sequential(convolution, nn.GELU())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.depthwise_conv(x)
 
 
 def merge(network: M) -> M:
@@ -152,14 +29,9 @@ def merge(network: M) -> M:
     Warns:
         UserWarning: an FCSA divides by scores that add up to almost nothing (``smallest_score``).
     """
-    if isinstance(network, RepLeFFN):
-        return network.merged()  # type: ignore[return-value]
-    made = copy.deepcopy(network)
-    for name, module in list(made.named_modules()):
-        if isinstance(module, RepLeFFN):
-            parent, _, last = name.rpartition(".")
-            setattr(made.get_submodule(parent), last, module.merged())
-        elif isinstance(module, FCSA) and (score := module.smallest_score()) < SMALLEST_SCORE:
+    made = merge_ffns(network)
+    for name, module in made.named_modules():
+        if isinstance(module, FCSA) and (score := module.smallest_score()) < SMALLEST_SCORE:
             warnings.warn(
                 f"{name}: the scores of its two branches add up to {score:.1e} at some position, "
                 "so outputs there are unstable; train with a smaller learning rate",
@@ -168,33 +40,3 @@ def merge(network: M) -> M:
     if hasattr(made, "config"):
         made.config = made.config.merged()  # type: ignore[union-attr, operator]
     return made
-
-
-def _layers(module: nn.Module) -> list[nn.Conv2d]:
-    """The convolutions of a part that may be one or several."""
-    return [module] if isinstance(module, nn.Conv2d) else list(module)  # type: ignore[call-overload]
-
-
-def _merged_pair(layers: list[nn.Conv2d]) -> tuple[Tensor, Tensor | None]:
-    weight, bias = layers[0].weight.detach().clone(), _bias(layers[0])
-    for layer in layers[1:]:
-        outer = layer.weight.detach().flatten(1)
-        weight = (outer @ weight.flatten(1))[:, :, None, None]
-        last = _bias(layer)
-        bias = None if bias is None or last is None else outer @ bias + last
-    return weight, bias
-
-
-def _merged_depthwise(layers: list[nn.Conv2d]) -> tuple[Tensor, Tensor | None]:
-    weight, bias = torch.zeros_like(layers[0].weight), _bias(layers[0])
-    for layer in layers:
-        around = (5 - layer.kernel_size[0]) // 2
-        weight += F.pad(layer.weight.detach(), [around] * 4)
-    for layer in layers[1:]:
-        last = _bias(layer)
-        bias = None if bias is None or last is None else bias + last
-    return weight, bias
-
-
-def _bias(layer: nn.Conv2d) -> Tensor | None:
-    return None if layer.bias is None else layer.bias.detach().clone()

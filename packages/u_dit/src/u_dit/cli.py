@@ -1,0 +1,21 @@
+"""The console script ``u-dit``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from papers_shared.cli import Command, run
+from u_dit.config import EvalConfig, ReproduceConfig, SampleConfig, TrainConfig
+
+CONFIGS = "u_dit/configs"
+COMMANDS = {
+    "sample": Command("make pictures of classes", SampleConfig, "u_dit.sample:main"),
+    "train": Command("train a network", TrainConfig, "u_dit.train:main", configs=CONFIGS),
+    "eval": Command("measure pictures or a network", EvalConfig, "u_dit.eval:main"),
+    "reproduce": Command("the paper's tables", ReproduceConfig, "u_dit.reproduce:main"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status (2: an error that the message says how to mend)."""
+    return run("u-dit", "Class-conditional image generation (U-DiT).", COMMANDS, argv)

@@ -1,0 +1,26 @@
+"""Fixtures of U-DiT's tests."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classes of four pictures of 8x12, each class of one colour and noise."""
+    generator = np.random.default_rng(0)
+    for label, colour in enumerate(("red", "green", "blue")):
+        (tmp_path / "photos" / colour).mkdir(parents=True)
+        for i in range(4):
+            picture = generator.integers(0, 80, (8, 12, 3), dtype=np.uint8)
+            picture[..., label] += 150
+            Image.fromarray(picture).save(tmp_path / "photos" / colour / f"{i}.png")
+    return tmp_path / "photos"
