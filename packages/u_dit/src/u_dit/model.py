@@ -75,7 +75,10 @@ class Config:
         known = [f.name for f in fields(cls)]
         if unknown := [name for name in config if name not in known]:
             raise ValueError(f"unknown network option {unknown[0]!r}; known: {', '.join(known)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
+        }
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain mapping that ``of`` reads back."""
@@ -203,8 +206,9 @@ def fuse(model: M) -> M:
     made = merge_ffns(model)
     if isinstance(made, UDiT):
         made.options = made.options.merged()
-        if hasattr(made, "register_to_config"):  # a diffusers model keeps a configuration, too
-            made.register_to_config(rep=made.options.rep)
+        register: Any = getattr(made, "register_to_config", None)
+        if register is not None:  # a diffusers model keeps a configuration, too
+            register(rep=made.options.rep)
     return made
 
 

@@ -97,7 +97,7 @@ def load_checkpoint(source: str | Path, *, variant: str = "") -> tuple[UDiT | Di
     state = _weights(load_file(source))
     if facts:
         return load_official(state, facts["config"]), facts
-    variants = {**VARIANTS, **DIT_VARIANTS}
+    variants: dict[str, Config | DiTConfig] = {**VARIANTS, **DIT_VARIANTS}
     if not variant:
         fitting = [name for name, config in VARIANTS.items() if _same_shapes(state, config)]
         if len(fitting) != 1:

@@ -12,15 +12,17 @@ if __name__ == "__main__":  # arguments are checked before torch is imported
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from papers_shared.diffusion.adm import Chain, q_sample, training_losses
 from papers_shared.training import Run
 from u_dit.config import TrainConfig
 from u_dit.data import Examples, flip, load_examples
-from u_dit.dit import DIT_VARIANTS, DiT, DiTConfig
-from u_dit.model import VARIANTS, Config, UDiT, build
+from u_dit.dit import DIT_VARIANTS, DiTConfig
+from u_dit.model import VARIANTS, Config, build
 from u_dit.official import METADATA
 
 # What does not decide the result of an update; more steps are a longer run.
@@ -32,7 +34,7 @@ class Trained:
     """What a training gives: the averaged weights, the network that holds them, the last loss."""
 
     path: Path
-    model: UDiT | DiT
+    model: nn.Module
     loss: float
 
 
@@ -42,7 +44,7 @@ def network_config(config: TrainConfig, examples: Examples) -> Config | DiTConfi
     Raises:
         ValueError: the variant is unknown, or an option is not one of its own.
     """
-    known = {**VARIANTS, **DIT_VARIANTS}
+    known: dict[str, Config | DiTConfig] = {**VARIANTS, **DIT_VARIANTS}
     if config.variant not in known:
         raise ValueError(f"no variant {config.variant!r}; known: {', '.join(known)}")
     network = replace(
@@ -53,7 +55,7 @@ def network_config(config: TrainConfig, examples: Examples) -> Config | DiTConfi
         class_dropout_prob=config.class_dropout,
         learn_sigma=config.learn_sigma,
     )
-    sizes = {"hidden_size": config.hidden_size, "num_heads": config.num_heads}
+    sizes: dict[str, Any] = {"hidden_size": config.hidden_size, "num_heads": config.num_heads}
     network = replace(network, **{k: v for k, v in sizes.items() if v is not None})
     if isinstance(network, DiTConfig):
         if config.depth or config.label_dropout != "independent":

@@ -37,9 +37,9 @@ def space_timesteps(count: int, respacing: str) -> list[int]:
     if not all(part.strip().isdecimal() and int(part) > 0 for part in digits.split(",")):
         raise ValueError(f"respacing {respacing!r}: expected '250', '10,15,20' or 'ddim50'")
     if respacing.startswith("ddim"):
-        for stride in range(1, count):
-            if len(range(0, count, stride)) == int(digits):
-                return list(range(0, count, stride))
+        for step in range(1, count):
+            if len(range(0, count, step)) == int(digits):
+                return list(range(0, count, step))
         raise ValueError(f"no whole stride takes {digits} of {count} steps; e.g. ddim50 of 1000")
     sections = [int(part) for part in digits.split(",")]
     kept: list[int] = []
