@@ -1,5 +1,8 @@
 import itertools
 import math
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -269,6 +272,24 @@ def test_memory_of_this_machine_is_known():
     assert 0 < available_memory("cpu") < 1024 * total
     with pytest.raises(ValueError, match="expected cpu or cuda"):
         available_memory("meta")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc's malloc")
+def test_freed_memory_stays_with_the_process():
+    """After a few maps of 64 MB the next one needs no pages from the system."""
+    code = """
+import resource, torch
+from papers_shared.inference.memory import keep_freed_memory
+keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(*[faults() for _ in range(10)])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    counts = [int(count) for count in done.stdout.split()]
+    assert min(counts) < counts[0] / 10
 
 
 @pytest.mark.parametrize("version", [1, 2])

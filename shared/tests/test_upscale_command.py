@@ -200,8 +200,9 @@ def test_as_many_tiles_are_computed_as_estimated(pipeline, height, width):
 
 
 def test_tiles_are_as_large_as_memory_allows(pipeline, monkeypatch):
+    monkeypatch.setattr(upscale, "available_memory", lambda device: 10**12)
     whole = PipelineUpscaler(pipeline)
-    assert whole.tile == upscale.CPU_TILE
+    assert whole.tile == upscale.LARGEST_TILE
     free = int(whole.bytes_of_tile(40) / 0.7) + 1
     monkeypatch.setattr(upscale, "available_memory", lambda device: free)
     assert PipelineUpscaler(pipeline).tile == 40
@@ -209,6 +210,14 @@ def test_tiles_are_as_large_as_memory_allows(pipeline, monkeypatch):
     monkeypatch.setattr(upscale, "available_memory", lambda device: 1000)
     with pytest.raises(OutOfMemory, match="the smallest tile, 8 px, needs"):
         PipelineUpscaler(pipeline)
+
+
+def test_an_autoencoder_with_global_attention_gets_small_tiles_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(upscale, "available_memory", lambda device: 10**12)
+    attends = toy.pipeline()
+    with torch.random.fork_rng():
+        attends.vae = vq.VQAutoencoder(block_out_channels=(32,) * 3, num_vq_embeddings=16)
+    assert PipelineUpscaler(attends).tile == upscale.CPU_TILE_WITH_ATTENTION
 
 
 def test_tiles_are_rounded_up_to_what_the_network_takes(pipeline):

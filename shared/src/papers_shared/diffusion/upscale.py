@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 
 import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
-from papers_shared.complexity import count_macs
+from papers_shared.complexity import count_macs, measure_latency
 from papers_shared.diffusion.commands import NetworkConfig, UpscaleConfig
 from papers_shared.diffusion.families import SMALL, Family, load_pipeline
 from papers_shared.diffusion.latents import latent_factor
@@ -23,10 +22,10 @@ from papers_shared.inference import (
     plan_tile,
     upscale_files,
 )
+from papers_shared.inference.memory import keep_freed_memory
 
 LARGEST_TILE = 512  # the authors' tile
-# On a CPU smaller ones are cheaper a pixel, the more so where the autoencoder attends globally.
-CPU_TILE, CPU_TILE_WITH_ATTENTION = 256, 128
+CPU_TILE_WITH_ATTENTION = 128  # larger ones are dearer where the autoencoder attends globally
 
 
 def prepared_pipeline(config: NetworkConfig, family: Family) -> ResShiftPipeline:
@@ -42,6 +41,8 @@ def prepared_pipeline(config: NetworkConfig, family: Family) -> ResShiftPipeline
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and config.precision == "float16":
         raise ValueError("float16 is for GPUs; on a CPU use --precision bfloat16 or float32")
+    if device == "cpu":
+        keep_freed_memory()
     pipeline = load_pipeline(
         family, config.weights, variant=config.variant, autoencoder=config.autoencoder
     )
@@ -80,9 +81,8 @@ class PipelineUpscaler:
         multiple = pipeline.multiple
         if tile is None:
             attends = not isinstance(pipeline.vae, AutoencoderTiny)
-            largest = CPU_TILE_WITH_ATTENTION if attends else CPU_TILE
-            if pipeline.device.type == "cuda":
-                largest = LARGEST_TILE
+            on_cpu = pipeline.device.type == "cpu"
+            largest = CPU_TILE_WITH_ATTENTION if on_cpu and attends else LARGEST_TILE
             sides = range(multiple, max(largest, multiple) + 1, multiple)
             tile = plan_tile(available_memory(pipeline.device), self.bytes_of_tile, sides)
         self.tile = -(-tile // multiple) * multiple
@@ -151,13 +151,9 @@ def macs_per_second(device: str) -> float:
     """What a 3x3 convolution reaches here: multiply-accumulates a second (median of five)."""
     conv = torch.nn.Conv2d(64, 64, 3, padding=1).to(device)
     x = torch.randn(1, 64, 64, 64, device=device)
-    times = []
     with torch.no_grad():
-        for _ in range(6):
-            start = time.perf_counter()
-            conv(x).sum().item()
-            times.append(time.perf_counter() - start)
-    return 64 * 64 * 9 * 64 * 64 / sorted(times[1:])[2]
+        taken = measure_latency(lambda: conv(x), warmup=1, repeats=5, device=device)
+    return 64 * 64 * 9 * 64 * 64 / taken.median
 
 
 def run_upscale(config: UpscaleConfig, family: Family) -> int:

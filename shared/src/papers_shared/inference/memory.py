@@ -1,7 +1,8 @@
-"""How much memory is free, the largest tile that fits into it, and errors that mean 'too much'."""
+"""How much memory is free, which tile fits into it, and errors that mean 'too much'."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import re
 import weakref
@@ -18,6 +19,7 @@ _ALLOCATION = re.compile(
     r"|alloc_failed|allocator|alloc_cpu",
     re.IGNORECASE,
 )
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 class OutOfMemory(MemoryError, ValueError):
@@ -36,6 +38,20 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory of this process for the next allocation; no other library can.
+
+    By default feature maps of some megabytes are returned to the system, and the pages of the next
+    ones are cleared first, which takes a quarter of a photo's processor time.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library; Windows
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def available_memory(device: torch.device | str = "cpu") -> int:
