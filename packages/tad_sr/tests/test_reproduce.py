@@ -67,7 +67,7 @@ def test_students_of_the_ablation_differ_in_their_losses_alone() -> None:
     recipes = reproduce.TABLES["ablation_small"].recipes
     losses = set(LossConfig.__dataclass_fields__)
     seen = []
-    for recipe in recipes.values():
+    for recipe in (recipes[name] for name in reproduce.STUDENTS):
         settings = {key: value for key, value in recipe.settings.items() if key != "seeds"}
         seen.append(loss_config(load_config(TrainConfig, None, settings)))
         assert {k: v for k, v in recipe.settings.items() if k not in losses} == reproduce.SMALL

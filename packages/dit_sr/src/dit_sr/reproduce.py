@@ -270,7 +270,6 @@ _TRAINED = partial(
     assets=(VAL_SR, "bsds500_train", "lpips_alexnet_features"),
     settings=SMALL,
 )
-VAE_PARTS = (("", "whole"), ("_encoder", "encoder"), ("_decoder", "decoder"))
 KINDS: tuple[Conditioning, ...] = ("adafm", "adaln", "adaln_zero", "none")
 
 TABLES: dict[str, Table] = {

@@ -27,24 +27,20 @@ class Checkpoint:
     Attributes:
         asset: its name in the catalogue.
         variant: its network.
-        one_step: made for one evaluation; else for the chain over all steps.
-        capped: trained with the upper bound on the first sqrt(eta), ``scheduler.CAP``.
     """
 
     asset: str
     variant: str
-    one_step: bool
-    capped: bool = True
 
 
+# ResShift's are made for the chain over all steps, the others for one evaluation.
 CHECKPOINTS: dict[str, Checkpoint] = {
-    "tad_sr": Checkpoint("tad_sr_realsr", "realsr", one_step=True),
-    "tad_sr_face": Checkpoint("tad_sr_faceir", "faceir", one_step=True),
-    "sinsr": Checkpoint("sinsr_realsr_v1", "realsr", one_step=True),
-    "resshift": Checkpoint("resshift_realsr_s15_v1", "realsr", one_step=False),
-    "resshift_face": Checkpoint("resshift_faceir_s4", "faceir", one_step=False, capped=False),
+    "tad_sr": Checkpoint("tad_sr_realsr", "realsr"),
+    "tad_sr_face": Checkpoint("tad_sr_faceir", "faceir"),
+    "sinsr": Checkpoint("sinsr_realsr_v1", "realsr"),
+    "resshift": Checkpoint("resshift_realsr_s15_v1", "realsr"),
+    "resshift_face": Checkpoint("resshift_faceir_s4", "faceir"),
 }
-AUTOENCODERS = {"realsr": "vq_f4_autoencoder", "faceir": "vq_f8_face_autoencoder"}
 LAYOUT = Layout(
     build=build,
     variants=VARIANTS,
