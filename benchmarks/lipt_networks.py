@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        x = torch.rand(1, 3, height // SCALE, width // SCALE)
+        x = 255 * torch.rand(1, 3, height // SCALE, width // SCALE)  # LIPT's range
         made = networks()
         results: dict[str, Any] = {"size": [width, height], "scale": SCALE}
         results["networks"] = compare(made, x, rounds=2)
