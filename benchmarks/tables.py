@@ -179,12 +179,43 @@ def lipt_attention(data: dict[str, Any]) -> Iterator[str]:
     yield from table([*head, "largest difference"], rows)
 
 
+def lipt_networks(data: dict[str, Any]) -> Iterator[str]:
+    """Networks beside each other, the two forms of one of them, and where the time goes."""
+    case, (width, height) = data["networks"], data["size"]
+    rows = [
+        [
+            name,
+            f"{row['parameters'] / 1e6:.2f}",
+            f"{row['gmacs']:.1f}",
+            f"{case['milliseconds'][name] / 1e3:.2f}",
+            f"{case['times_faster'][name]:.1f}x",
+            f"{row['peak_bytes'] / 1e6:.0f}",
+        ]
+        for name, row in case["networks"].items()
+    ]
+    yield (
+        f"One thread, x{data['scale']} to {width}x{height}; load of the machine "
+        f"{data['machine']['load']:.1f}."
+    )
+    yield ""
+    head = ["network", "parameters, M", "GMACs", "s", "faster than SwinIR-light"]
+    yield from table([*head, "peak memory, MB"], rows)
+    yield ""
+    forms = data["forms"]
+    faster = forms["times_faster"]["merged"]
+    yield f"LIPT-Tiny merged is {faster:.1f} times as fast as the form of training."
+    for name, parts in data["shares"].items():
+        shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in parts.items())
+        yield f"Time of {name}: {shares}."
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "binary_conv": binary_conv,
     "imresize": imresize,
     "adafm": adafm,
     "resshift_family": resshift_family,
     "lipt_attention": lipt_attention,
+    "lipt_networks": lipt_networks,
 }
 
 
