@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from papers_shared.kernels import window_channel_attention as attention
+from papers_shared.kernels.window_channel_attention import any_size
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 SHAPES = [  # batch, channels, heads, window, height, width
@@ -59,6 +60,14 @@ def test_the_fused_form_equals_the_definition_with_gradients(shape, layout, with
         y = attention(qkv, base, shifted if with_shifted else None, backend="fused")
     assert difference(y, results[1][0]) < 1e-12
     assert y.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 8, 2, 4, 4, 4)])
+@pytest.mark.parametrize("with_shifted", [True, False])
+def test_the_form_that_exported_graphs_hold_is_the_definition(shape, with_shifted):
+    qkv, base, shifted = case(shape)
+    arguments = (qkv, base, shifted if with_shifted else None)
+    assert difference(any_size(*arguments), attention(*arguments, backend="reference")) < 1e-6
 
 
 def test_one_window_is_restormers_attention_with_an_affine():

@@ -72,7 +72,7 @@ def window_channel_attention(
             from papers_shared.kernels import window_channel_attention_triton as triton
 
             return triton.attend(qkv, base, shifted)
-        form = fused_form if name == "fused" else _reference
+        form = {"fused": fused_form, "any size": any_size}.get(name, _reference)
         y = form(qkv.to(kind), base, shifted).to(qkv.dtype)
         return y.contiguous(memory_format=memory_format(qkv))
 
@@ -92,6 +92,28 @@ def _reference(qkv: Tensor, base: Branch, shifted: Branch | None) -> Tensor:
     inside = qkv[:, :, half:-half, half:-half]
     y2, score2 = (F.pad(t, [half] * 4) for t in _branch(inside, shifted))
     return (y * score + y2 * score2) / (score + score2)
+
+
+def any_size(qkv: Tensor, base: Branch, shifted: Branch | None) -> Tensor:
+    """The definition in operators that need no other way for a single window.
+
+    The shifted windows also cover the border, around which zeros are laid; what they give in the
+    frame is not used.
+    """
+    y, score = _branch(qkv, base)
+    if shifted is None:
+        return y
+    half = base[2].shape[-1] // 2
+    around = _branch(F.pad(qkv, [half] * 4), shifted)
+    y2, score2 = (t[:, :, half:-half, half:-half] for t in around)
+    rows, columns = (_inside(side, half, qkv.device) for side in qkv.shape[2:])
+    score2 = score2 * (rows[:, None] & columns)
+    return (y * score + y2 * score2) / (score + score2)
+
+
+def _inside(side: int, frame: int, device: torch.device) -> Tensor:
+    position = torch.arange(side, device=device)
+    return (position >= frame) & (position < side - frame)
 
 
 def _branch(qkv: Tensor, branch: Branch) -> tuple[Tensor, Tensor]:
@@ -212,11 +234,11 @@ def _wants_gradients(tensors: list[Tensor]) -> bool:
 
 
 def _backend(backend: str, qkv: Tensor, tensors: list[Tensor], window: int) -> str:
-    """The backend that runs: reference, fused or triton."""
+    """The form that runs: reference, fused, triton, or that of symbolic sizes."""
     if backend in ("reference", "fused"):
         return backend
-    if isinstance(qkv.shape[2], torch.SymInt):  # export: what fused writes in place is no view then
-        return "reference"
+    if isinstance(qkv.shape[2], torch.SymInt):  # a graph that is exported serves all sizes
+        return "any size"
     if backend == "auto" and (qkv.device.type != "cuda" or _wants_gradients(tensors)):
         return "fused"
     if backend not in ("auto", "triton"):

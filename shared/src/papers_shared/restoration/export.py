@@ -2,7 +2,10 @@
 
 The file takes and gives pictures in [0, 1], not clamped, as ``Restorer`` does. Inside, the network
 sees sides that are whole multiples of its alignment, so that its windows are no matter of the
-size: padding and cropping are put around it as ONNX operators. A network whose fast operators
+size: padding and cropping are put around it as ONNX operators. It is exported as a function of
+cells, squares of that many pixels laid into channels: their numbers are then the symbols, sides are
+multiples of a symbol, and what windows divide them into stays simple (with the sides as symbols
+the export of IPT-V2 takes thirty times as long). A network whose fast operators
 cannot be exported has a method ``export_mode()``, a context manager within which ``forward`` uses
 torch's own operators alone and treats sizes as symbols.
 """
@@ -88,7 +91,7 @@ def check_onnx(model: bytes | str, restorer: Restorer) -> float:
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
     for batch, height, width in check_sizes(restorer.multiple):
-        x = torch.rand(batch, restorer.channels, height, width, generator=generator)
+        x = _picture((batch, restorer.channels, height, width), generator)
         with torch.no_grad():
             wanted = restorer(x)
         (made,) = session.run(None, {"image": x.numpy()})
@@ -117,6 +120,14 @@ def check_sizes(multiple: int) -> list[tuple[int, int, int]]:
         (3, max(1, m - 1), 2 * m + 1),
         (1, 1, m // 2 + 1),
     ]
+
+
+def _picture(shape: tuple[int, int, int, int], generator: torch.Generator) -> Tensor:
+    """Smooth with some noise, as photos are: white noise drives attention to its extremes."""
+    batch, channels, height, width = shape
+    coarse = torch.rand(batch, channels, height // 8 + 2, width // 8 + 2, generator=generator)
+    smooth = F.interpolate(coarse, size=(height, width), mode="bilinear")
+    return (smooth + 0.02 * torch.randn(shape, generator=generator)).clamp(0, 1)
 
 
 def _onnx() -> Any:
@@ -155,24 +166,35 @@ def _attention(
     return (logits if attn_mask is None else logits + attn_mask).softmax(-1) @ value
 
 
+class _OfCells(nn.Module):
+    """The network on pictures whose cells are laid into channels."""
+
+    def __init__(self, restorer: Restorer) -> None:
+        super().__init__()
+        self.restorer, self.side = restorer, restorer.multiple
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """(B, C side^2, H / side, W / side) as of pixel_unshuffle -> (B, C, H s, W s)."""
+        return self.restorer(F.pixel_shuffle(cells, self.side))
+
+
 def _core(restorer: Restorer, opset: int) -> onnx.ModelProto:
-    """The network for sides that are multiples: input ``padded``, output ``large``."""
-    multiple = restorer.multiple
-    most = LARGEST_SIDE // multiple
-    # Two at least: with one window alone networks may go other ways. The graph does for one, too.
-    rows, columns = (torch.export.Dim(name, min=2, max=most) for name in ("rows", "columns"))
-    batch = torch.export.Dim("batch", min=1, max=2**15)
-    shape = {0: batch, 2: multiple * rows, 3: multiple * columns}
-    given = torch.rand(2, restorer.channels, 3 * multiple, 2 * multiple)
+    """The network of cells: input ``cells``, output ``large``."""
+    most = LARGEST_SIDE // restorer.multiple
+    # Three at least: with one window, or one between windows, networks and shape rules go other
+    # ways. The graph does for fewer, too, which ``check_onnx`` sees to.
+    rows, columns = (torch.export.Dim(name, min=3, max=most) for name in ("rows", "columns"))
+    shape = {0: torch.export.Dim("batch", min=1, max=LARGEST_SIDE), 2: rows, 3: columns}
+    given = torch.rand(2, restorer.channels * restorer.multiple**2, 4, 3)
     try:
         with _quiet(), torch.no_grad():
             with _export_mode(restorer.network), _ExplicitAttention():
-                program = torch.export.export(restorer, (given,), dynamic_shapes=(shape,))
+                program = torch.export.export(_OfCells(restorer), (given,), dynamic_shapes=(shape,))
             made = torch.onnx.export(
                 program,
                 dynamo=True,
                 verbose=False,
-                input_names=["padded"],
+                input_names=["cells"],
                 output_names=["large"],
                 opset_version=opset,
             )
@@ -205,7 +227,7 @@ def _export_mode(network: nn.Module) -> contextlib.AbstractContextManager[Any]:
 
 
 def _any_size(core: onnx.ModelProto, multiple: int, scale: int) -> onnx.ModelProto:
-    """Padding before the core and cropping after it: input ``image``, output ``restored``.
+    """Padding and cells before the core, cropping after it: input ``image``, output ``restored``.
 
     A side is padded by reflection, by replication where it is too short for that, as
     ``papers_shared.inference.tiles.pad_to_multiple`` does.
@@ -237,23 +259,24 @@ def _any_size(core: onnx.ModelProto, multiple: int, scale: int) -> onnx.ModelPro
         index = node("Where", node("Less", index, side), index, beyond)
         padded = node("Gather", padded, index, axis=axis)
         ends.append(node("Mul", side, constant(scale, scalar=True)))
-    nodes.append(helper.make_node("Identity", [padded], ["padded"]))
+    channels = core.graph.input[0].type.tensor_type.shape.dim[1].dim_value // multiple**2
+    cells = node("SpaceToDepth", padded, blocksize=multiple)
+    # ONNX puts the channels of a pixel side by side, torch the pixels of a channel.
+    order = torch.arange(channels * multiple**2).view(multiple**2, channels).T.flatten().tolist()
+    nodes.append(helper.make_node("Gather", [cells, constant(*order)], ["cells"], axis=1))
     ends = [node("Unsqueeze", end, constant(0)) for end in ends]
     crop = helper.make_node(
         "Slice",
         ["large", constant(0, 0), node("Concat", *ends, axis=0), constant(2, 3)],
         ["restored"],
     )
-    channels = [
-        value.type.tensor_type.shape.dim[1].dim_value
-        for value in (core.graph.input[0], core.graph.output[0])
-    ]
+    made = core.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     body = list(core.graph.node)
     del core.graph.node[:], core.graph.input[:], core.graph.output[:]
     core.graph.node.extend([*nodes, *body, crop])
     for name, count, owner, factor in (
-        ("image", channels[0], core.graph.input, ""),
-        ("restored", channels[1], core.graph.output, f"{scale}*" if scale > 1 else ""),
+        ("image", channels, core.graph.input, ""),
+        ("restored", made, core.graph.output, f"{scale}*" if scale > 1 else ""),
     ):
         sides = ["N", count, f"{factor}H", f"{factor}W"]
         owner.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, sides))
