@@ -219,7 +219,8 @@ def plain_attention(attn: WindowAttention, tokens: Tensor, mask: Tensor | None =
     """``WindowAttention.forward``, written out."""
     b, windows, n, c = tokens.shape
     heads = attn.num_heads
-    q, k, v = attn.qkv(tokens).view(b * windows, n, 3, heads, c // heads).permute(2, 0, 3, 1, 4)
+    qkv = F.linear(tokens, attn.qkv.weight, attn.qkv.bias)
+    q, k, v = qkv.view(b * windows, n, 3, heads, c // heads).permute(2, 0, 3, 1, 4)
     scores = (q * (c // heads) ** -0.5) @ k.transpose(-2, -1)
     index: Any = attn.relative_position_index
     bias = attn.relative_position_bias_table[index.flatten()].view(n, n, heads)
@@ -227,16 +228,22 @@ def plain_attention(attn: WindowAttention, tokens: Tensor, mask: Tensor | None =
     if mask is not None:
         scores = (scores.view(b, windows, heads, n, n) + mask[:, None]).view(scores.shape)
     out = scores.softmax(dim=-1) @ v
-    return attn.proj(out.transpose(1, 2).reshape(b, windows, n, c))
+    out = out.transpose(1, 2).reshape(b, windows, n, c)
+    return F.linear(out, attn.proj.weight, attn.proj.bias)
+
+
+def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution of a map (B, C, H, W); the layer itself takes tokens."""
+    return F.conv2d(x, layer.weight, layer.bias)
 
 
 def plain_stage(stage: SwinStage, x: Tensor, emb: Tensor) -> Tensor:
     """``SwinStage.forward`` on contiguous maps."""
     windows = Windows(x.shape[2], x.shape[3], stage.window_size)
-    x = stage.patch_embed.proj(x)
+    x = convolved(stage.patch_embed.proj, x)
     for block in stage.blocks:
         x = plain_block(block, x, emb, windows)
-    return stage.patch_unembed.proj(x)
+    return convolved(stage.patch_unembed.proj, x)
 
 
 def plain_block(block: Any, x: Tensor, emb: Tensor, windows: Windows) -> Tensor:
@@ -261,7 +268,7 @@ def plain_block(block: Any, x: Tensor, emb: Tensor, windows: Windows) -> Tensor:
     y = y.roll((shift, shift), (1, 2)) if shift else y
     x = x + y.permute(0, 3, 1, 2).contiguous()
     y = adafm(block.norm2, block.adaLN_scale_mlp(emb))
-    return x + block.mlp.fc2(F.gelu(block.mlp.fc1(y)))
+    return x + convolved(block.mlp.fc2, F.gelu(convolved(block.mlp.fc1, y)))
 
 
 def forms(config: UNetConfig, *, rounds: int) -> dict[str, Any]:

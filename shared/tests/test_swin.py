@@ -133,7 +133,8 @@ def reference_attention(attn, y, size, shift, kind):
     heads, d = attn.num_heads, c // attn.num_heads
     y = y.permute(0, 2, 3, 1).roll((-shift, -shift), (1, 2))
     tokens = cut(y, size)
-    q, k, v = attn.qkv(tokens).unflatten(-1, (3, heads, d)).permute(3, 0, 1, 4, 2, 5)
+    qkv = F.linear(tokens, attn.qkv.weight, attn.qkv.bias).unflatten(-1, (3, heads, d))
+    q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)
     scores = d**-0.5 * q @ k.transpose(-1, -2)
     bias = attn.relative_position_bias_table[relative_position_index(size)]
     scores = scores + bias.permute(2, 0, 1)
@@ -143,7 +144,8 @@ def reference_attention(attn, y, size, shift, kind):
         else:
             mask = shift_mask(Windows(height, width, size), shift, "released")
         scores = scores + mask[None, :, None]
-    out = attn.proj((scores.softmax(-1) @ v).transpose(2, 3).flatten(3))
+    out = (scores.softmax(-1) @ v).transpose(2, 3).flatten(3)
+    out = F.linear(out, attn.proj.weight, attn.proj.bias)
     picture = torch.empty(b, height, width, c)
     for i in range(out.shape[1]):
         r, col = i // (width // size) * size, i % (width // size) * size
@@ -151,14 +153,19 @@ def reference_attention(attn, y, size, shift, kind):
     return picture.roll((shift, shift), (1, 2)).permute(0, 3, 1, 2)
 
 
+def convolved(layer, x):
+    """A 1x1 convolution of a map (B, C, H, W); the layer itself takes tokens."""
+    return F.conv2d(x, layer.weight, layer.bias)
+
+
 def reference_stage(stage, x, size, shifts, kind):
-    x = stage.patch_embed.proj(x)
+    x = convolved(stage.patch_embed.proj, x)
     for block, shift in zip(stage.blocks, shifts, strict=True):
         y = F.group_norm(x, 4, block.norm1.weight, block.norm1.bias, 1e-5)
         x = x + reference_attention(block.attn, y, size, shift, kind)
         y = F.group_norm(x, 4, block.norm2.weight, block.norm2.bias, 1e-5)
-        x = x + block.mlp.fc2(F.gelu(block.mlp.fc1(y)))
-    return stage.patch_unembed.proj(x)
+        x = x + convolved(block.mlp.fc2, F.gelu(convolved(block.mlp.fc1, y)))
+    return convolved(stage.patch_unembed.proj, x)
 
 
 def stage_of(side, depth=3, mask="released", **options):

@@ -305,19 +305,18 @@ def test_epochs_are_announced_once_each_and_again_after_a_resumption(tmp_path):
 
 
 def test_bf16_trains_float32_weights_and_resumes(tmp_path):
-    # accelerate keeps one precision a process; a run of another needs a fresh state.
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    try:
-        weights = toy.train(tmp_path / "whole", total_steps=12, mixed_precision="bf16")
-        with pytest.raises(SystemExit):
-            toy.train(tmp_path / "cut", total_steps=12, stop_at=5, mixed_precision="bf16")
-        resumed = toy.train(tmp_path / "cut", total_steps=12, mixed_precision="bf16")
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+    weights = toy.train(tmp_path / "whole", total_steps=12, mixed_precision="bf16")
+    with pytest.raises(SystemExit):
+        toy.train(tmp_path / "cut", total_steps=12, stop_at=5, mixed_precision="bf16")
+    resumed = toy.train(tmp_path / "cut", total_steps=12, mixed_precision="bf16")
     assert equal(weights, resumed)
     assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+def test_runs_of_one_process_may_differ_in_precision(tmp_path):
+    for precision in ("no", "bf16", "no"):
+        run = Run(tmp_path / precision, seed=0, mixed_precision=precision)
+        assert run.accelerator.mixed_precision == precision
 
 
 def test_several_networks_are_saved_and_restored_in_their_order(tmp_path):

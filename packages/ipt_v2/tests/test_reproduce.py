@@ -80,7 +80,8 @@ def test_networks_of_the_ablation_differ_in_one_thing() -> None:
         assert rest == recipes.SMALL
         assert all(key in defaults or key in recipes.EVALUATION for key in rest)
     settings = {k: v for k, v in recipes.SMALL.items() if k in defaults}
-    assert load_config(TrainConfig, None, {**settings, "variant": "toy"}).steps == 150
+    config = load_config(TrainConfig, None, {**settings, "variant": "toy"})
+    assert config.steps == recipes.SMALL["steps"]
 
 
 def test_steps_across_windows_count_as_seams() -> None:

@@ -130,6 +130,37 @@ def relative_position_index(size: int) -> Tensor:
     return (dy + size - 1) * (2 * size - 1) + dx + size - 1
 
 
+class TokenLinear(nn.Linear):
+    """A linear layer on tokens (B, windows, N, C)."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return _per_token(tokens, self.weight, self.bias, convolve=False)
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution on tokens (B, windows, N, C), which are a channels-last picture."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return _per_token(tokens, self.weight, self.bias, convolve=True)
+
+
+def _per_token(tokens: Tensor, weight: Tensor, bias: Tensor | None, *, convolve: bool) -> Tensor:
+    """Both layers: a 1x1 convolution or a matrix product, on a CPU whichever is faster.
+
+    oneDNN's convolution adds the bias as it writes, where the product needs a pass of its own;
+    torch takes oneDNN's if there are several threads, and a slow one if there is one.
+    """
+    if tokens.device.type == "cpu" and not torch.is_grad_enabled():
+        convolve = torch.get_num_threads() > 1
+    if not convolve:
+        return F.linear(tokens, weight.flatten(1), bias)
+    picture = F.conv2d(tokens.permute(0, 3, 1, 2), weight.view(*weight.shape[:2], 1, 1), bias)
+    return picture.permute(0, 2, 3, 1)
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention within windows, with a learned relative position bias."""
 
@@ -143,8 +174,8 @@ class WindowAttention(nn.Module):
         )
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("relative_position_index", relative_position_index(size))
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim)
+        self.proj = TokenLinear(dim, dim)
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -165,7 +196,7 @@ class WindowAttention(nn.Module):
         if mask is not None:
             bias = bias + mask[:, None].to(bias)
             bias = bias.repeat(b, 1, 1, 1) if b > 1 else bias
-        qkv = self.qkv(tokens).view(b * windows, n, 3, self.num_heads, c // self.num_heads)
+        qkv = self.qkv(tokens).reshape(b * windows, n, 3, self.num_heads, c // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj_drop(self.proj(out.transpose(1, 2).reshape(b, windows, n, c)))
@@ -176,19 +207,13 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Conv2d(dim, hidden, 1)
-        self.fc2 = nn.Conv2d(hidden, dim, 1)
+        self.fc1 = Pointwise(dim, hidden)
+        self.fc2 = Pointwise(hidden, dim)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, windows, N, C) -> (B, windows, N, C)."""
-        x = self.drop(F.gelu(pointwise(self.fc1, tokens)))
-        return self.drop(pointwise(self.fc2, x))
-
-
-def pointwise(conv: nn.Conv2d, tokens: Tensor) -> Tensor:
-    """A 1x1 convolution on a contiguous (B, H, W, C), seen as a channels-last picture."""
-    return conv(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(tokens)))))
 
 
 def group_norm(norm: nn.GroupNorm, tokens: Tensor) -> Tensor:
@@ -245,9 +270,15 @@ class SwinBlock(nn.Module):
         if not self.shift:
             return self.attn(y)
         there, back = _shifted(windows, self.shift, y.device)
-        mask = shift_mask(windows, self.shift, self.mask).to(y.device)
         shifted = y.flatten(1, 2).index_select(1, there).view_as(y)
-        return self.attn(shifted, mask).flatten(1, 2).index_select(1, back).view_as(y)
+        mask = shift_mask(windows, self.shift, self.mask).to(y.device)
+        if self.mask == "released":  # all but the last row of windows go without
+            free = windows.count - windows.width // windows.size
+            masked = self.attn(shifted[:, free:], mask[free:])
+            attended = torch.cat([self.attn(shifted[:, :free]), masked], dim=1) if free else masked
+        else:
+            attended = self.attn(shifted, mask)
+        return attended.flatten(1, 2).index_select(1, back).view_as(y)
 
     def forward(self, tokens: Tensor, emb: Tensor, windows: Windows) -> Tensor:
         """One block; ``emb`` (the time embedding) is for subclasses.
@@ -262,14 +293,14 @@ class SwinBlock(nn.Module):
 
 
 class _Embed(nn.Module):
-    """Holds the 1x1 convolution under the authors' name ``proj``."""
+    """Holds the layer under the authors' name ``proj``."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(inputs, outputs, 1)
+        self.proj = Pointwise(inputs, outputs)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return pointwise(self.proj, tokens)
+        return self.proj(tokens)
 
 
 class SwinStage(nn.Module):

@@ -415,7 +415,11 @@ def _accelerator(
     mixed_precision: str, accumulation: int, find_unused_parameters: bool
 ) -> Accelerator:
     from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
 
+    # accelerate keeps the precision of a process's first run and refuses another one.
+    if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
+        AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=accumulation,
