@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# A process a core, one thread each: a file's tests stay together, for what they share.
+TEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
 PROJECTS := $(wildcard shared/pyproject.toml packages/*/pyproject.toml)
 EXTRAS := shared[training,diffusion,metrics,basicsr,kernels,networks,report,download,onnx]
-TOOLS := pytest ruff mypy types-PyYAML scikit-image
+TOOLS := pytest pytest-xdist ruff mypy types-PyYAML scikit-image
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,10 +27,10 @@ reproduce: $(STAMP) ## every reported number this machine can hold, beside the r
 	$(RUN) -m papers_shared.tables reproduce $(if $(PAPER),--paper $(PAPER)) $(if $(TABLE),--table $(TABLE)) $(if $(BUDGET),--budget $(BUDGET))
 
 test: $(STAMP) ## all tests but the slow ones, parity with the authors' values among them
-	$(RUN) -m pytest -m "not slow"
+	$(TEST) -m "not slow"
 
 test-all: $(STAMP) ## the slow ones too (clean installations, other Pythons)
-	$(RUN) -m pytest
+	$(TEST)
 
 parity: $(STAMP) ## every recording of the authors' values through our code (RECORDINGS=folder)
 	$(RUN) -m papers_shared.parity $(RECORDINGS)
