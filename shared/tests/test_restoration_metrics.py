@@ -21,7 +21,10 @@ def noise(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("case", "run"), list(checks(RECORDING)), ids=lambda v: str(v)[:40])
+CASES = list(checks(RECORDING))
+
+
+@pytest.mark.parametrize(("case", "run"), CASES, ids=[case for case, _ in CASES])
 def test_recorded_values_of_basicsr(case, run):
     try:
         parts = list(run())
