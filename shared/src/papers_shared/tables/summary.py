@@ -44,7 +44,9 @@ def headline(entry: Entry, results: Results) -> list[tuple[str, str, str]]:
         unit = f" {column.unit}" if column.unit else ""
         reported = ", ".join(reported_text(e, note=False) for e in entries) or "—"
         outcome = results[place.table].rows[place.row]
-        reproduced = f"not yet ({outcome.state})"
+        # A row may hold some of its numbers and need something for the others.
+        missing = State.NEEDS if outcome.cells and row.needs else outcome.state
+        reproduced = f"not yet ({missing})"
         if place.column in outcome.cells:
             cell = outcome.cells[place.column]
             when = f" {cell.provenance.date[:10]}" if outcome.state is State.RECORDED else ""
