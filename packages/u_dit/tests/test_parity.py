@@ -22,7 +22,10 @@ SECTIONS = {
 
 
 def section(name: str, content: object = None) -> dict:
-    return {"tolerance": RECORDING["tolerance"], name: content or RECORDING[name]}
+    return {
+        "tolerance": RECORDING["tolerance"],
+        name: RECORDING[name] if content is None else content,
+    }
 
 
 def fails(run) -> bool:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from papers_shared.kernels.depthwise_conv2d import depthwise_conv2d
 from papers_shared.networks.grid_attention import GridAttention
 
 NO_DOWNSAMPLER = "none"
@@ -35,7 +36,10 @@ class Downsampler(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        y = self.layer(x)
+        if self.layer.groups > 1:
+            y = depthwise_conv2d(x, self.layer.weight, self.layer.bias)
+        else:
+            y = self.layer(x)
         return x + y if self.shortcut else y
 
 

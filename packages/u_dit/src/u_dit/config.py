@@ -56,7 +56,7 @@ class TrainConfig:
 
     data: str = option(..., DATA_HELP)
     data_path: Path | None = option(None, "where CIFAR-10 lies, if in no mirror")
-    image_size: int = option(32, "pictures of folders are cropped to this side")
+    image_size: int = option(32, "pictures are brought to this side")
     limit: int | None = option(None, "only the first examples, this many")
     variant: str = option("U-DiT-S", VARIANT_HELP)
     hidden_size: int | None = option(None, "another width than the variant's")
@@ -70,8 +70,11 @@ class TrainConfig:
     weight_decay: float = option(0.0, "of AdamW")
     ema_decay: float = option(0.9999, "of the averaged weights, which are sampled from")
     class_dropout: float = option(0.1, "share of labels dropped for guidance; 0: no guidance")
-    label_dropout: Literal["independent", "joint"] = option(
-        "independent", "labels of the three levels are dropped one by one (authors), or together"
+    label_dropout: Literal["", "independent", "joint"] = option(
+        "", "another than the variant's: the levels' labels one by one (authors), or together"
+    )
+    merge_in_training: bool = option(
+        True, "compute with merged branches of the feed-forward nets: the same gradients, faster"
     )
     learn_sigma: bool = option(True, "learn the variance, too")
     flip: bool = option(True, "mirror pictures at random (latents never)")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -100,7 +101,7 @@ def load_examples(
             whose names end in ``_features`` and ``_labels``.
         split: of CIFAR-10; a folder is taken as it is.
         data_path: where CIFAR-10 lies, if in no mirror.
-        image_size: pictures of folders are cropped to it.
+        image_size: pictures of folders are cropped to it, CIFAR's reduced by means.
         limit: only the first, this many.
 
     Raises:
@@ -109,9 +110,9 @@ def load_examples(
     """
     if data == "cifar10":
         cifar = load_cifar10(split, path=data_path)
-        images = cifar.images
+        images = _smaller(cifar.images[:limit], image_size)
         return Examples(
-            "pixels", lambda i: to_network(images[i]), cifar.labels[:limit], CLASSES, 32, 3
+            "pixels", lambda i: to_network(images[i]), cifar.labels[:limit], CLASSES, image_size, 3
         )
     folder = Path(data)
     if not folder.is_dir():
@@ -137,6 +138,15 @@ def load_examples(
             return to_network(np.asarray(center_crop(picture.convert("RGB"), image_size)))
 
     return Examples("pixels", load, labels, names, image_size, 3)
+
+
+def _smaller(images: Tensor, side: int) -> Tensor:
+    """CIFAR's (N, 3, 32, 32) by means of squares of pixels, rounded."""
+    if side < 1 or 32 % side:
+        raise ValueError(f"image_size={side}: CIFAR-10's 32 pixels are reduced to 32, 16 or 8")
+    if side == 32:
+        return images
+    return F.avg_pool2d(images.float(), 32 // side).round().to(torch.uint8)
 
 
 def _listed(files: list[list[Path]], limit: int | None) -> tuple[list[Path], Tensor]:

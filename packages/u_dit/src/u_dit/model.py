@@ -243,6 +243,8 @@ _ROPE = replace(_COSINE, posemb_type="rope2d")
 _DWCONV = replace(_ROPE, ffn_type="rep", rep=0)
 
 VARIANTS: dict[str, Config] = {
+    # Ours, not the paper's: the network that ships.
+    "U-DiT-mini": _size(32, 4, depth=(1, 1, 2, 1, 1), label_dropout="joint"),
     "U-DiT-S": _size(96, 4),
     "U-DiT-B": _size(192, 8),
     "U-DiT-L": _size(384, 16),

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from papers_shared.diffusion.adm import Chain, q_sample, training_losses
+from papers_shared.networks.rep_ffn import merge_in_training
 from papers_shared.training import Run
 from u_dit.config import TrainConfig
 from u_dit.data import Examples, flip, load_examples
@@ -58,12 +59,12 @@ def network_config(config: TrainConfig, examples: Examples) -> Config | DiTConfi
     sizes: dict[str, Any] = {"hidden_size": config.hidden_size, "num_heads": config.num_heads}
     network = replace(network, **{k: v for k, v in sizes.items() if v is not None})
     if isinstance(network, DiTConfig):
-        if config.depth or config.label_dropout != "independent":
+        if config.depth or config.label_dropout:
             raise ValueError("--depth and --label-dropout are for U-DiT")
         return network
     if config.depth:
         network = replace(network, depth=tuple(config.depth))
-    return replace(network, label_dropout=config.label_dropout)
+    return replace(network, label_dropout=config.label_dropout or network.label_dropout)
 
 
 def train(config: TrainConfig) -> Trained:
@@ -99,9 +100,10 @@ def train(config: TrainConfig) -> Trained:
         save_every=config.save_every,
         tensorboard=config.tensorboard,
     )
-    model = build(network)
+    model = build(network).to(memory_format=torch.channels_last)
+    merge_in_training(model, config.merge_in_training)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
     mirrored = config.flip and examples.kind == "pixels"
     loader = run.loader(
@@ -114,6 +116,7 @@ def train(config: TrainConfig) -> Trained:
     model.train()
     chain, losses = Chain.linear(), {}
     for x0, labels in run.steps(loader, config.steps):
+        x0 = x0.contiguous(memory_format=torch.channels_last)
         with run.accumulate():
             t = torch.randint(len(chain), (len(x0),), device=x0.device)
             noise = torch.randn_like(x0)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from papers_shared.kernels.depthwise_conv2d import depthwise_conv2d
+
 M = TypeVar("M", bound=nn.Module)
 REPS = (0, 1, 3)
 
@@ -36,6 +38,10 @@ class RepLeFFN(nn.Module):
         rep: see above.
         identity: add a to u; the default is what the authors' code does, as in the table.
 
+    Attributes:
+        merge_in_training: compute with the merged weights, worked out anew from the branches at
+            each call: the same function and gradients (to rounding) at the merged net's cost.
+
     Source: ipt_v2 sheet 3.3 (the paper's Rep-LeFFN is taken to be rep 1), u_dit sheet 3.5, 3.6.
     """
 
@@ -53,6 +59,7 @@ class RepLeFFN(nn.Module):
             raise ValueError(f"rep={rep}: expected one of {REPS}")
         hidden = int(dim * ffn_expansion_factor)
         self.rep, self.identity = rep, rep != 0 if identity is None else identity
+        self.merge_in_training = False
 
         def pointwise(inputs: int, outputs: int) -> nn.Module:
             if rep != 1:
@@ -73,12 +80,27 @@ class RepLeFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
+        if self.merge_in_training and self.rep != 0:
+            (weight_in, bias_in), (weight, bias), (weight_out, bias_out) = self._merged_weights()
+            a = F.gelu(F.conv2d(x, weight_in, bias_in))
+            return F.conv2d(depthwise_conv2d(a, weight, bias), weight_out, bias_out)
         a = F.gelu(self.project_in(x))
         convolutions = _layers(self.dwconv)
-        u = convolutions[0](a)
+        u = depthwise_conv2d(a, convolutions[0].weight, convolutions[0].bias)
         for convolution in convolutions[1:]:
-            u = u + convolution(a)
+            u = u + depthwise_conv2d(a, convolution.weight, convolution.bias)
         return self.project_out(u + a if self.identity else u)
+
+    def _merged_weights(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        """Weight and bias of the three layers of the merged net, differentiable."""
+        weight, bias = _merged_depthwise(_layers(self.dwconv))
+        if self.identity:
+            centre = weight.new_zeros(5, 5)
+            centre[2, 2] = 1
+            weight = weight + centre
+        outer = (_merged_pair(_layers(part)) for part in (self.project_in, self.project_out))
+        first, last = outer
+        return first, (weight, bias), last
 
     @torch.no_grad()
     def merged(self) -> RepLeFFN:
@@ -87,19 +109,21 @@ class RepLeFFN(nn.Module):
         W = W2 W1 and b = W2 b1 + b2 for the pairs; the depthwise kernels add up in the middle of
         the 5x5 one, the identity as a 1 in its centre.
         """
-        weight_in, bias_in = _merged_pair(_layers(self.project_in))
-        weight_out, bias_out = _merged_pair(_layers(self.project_out))
-        weight, bias = _merged_depthwise(_layers(self.dwconv))
-        if self.identity:
-            weight[:, :, 2, 2] += 1
+        (weight_in, bias_in), (weight, bias), (weight_out, bias_out) = self._merged_weights()
         hidden, dim = weight_in.shape[:2]
         with torch.device("meta"):
             one = RepLeFFN(dim, (hidden + 0.5) / dim, bias=bias is not None, rep=0)
-        state = {"project_in.weight": weight_in, "dwconv.weight": weight}
-        state["project_out.weight"] = weight_out
-        for name, value in (("project_in", bias_in), ("dwconv", bias), ("project_out", bias_out)):
-            if value is not None:
-                state[f"{name}.bias"] = value
+        parts = {
+            "project_in": (weight_in, bias_in),
+            "dwconv": (weight, bias),
+            "project_out": (weight_out, bias_out),
+        }
+        state = {
+            f"{name}.{kind}": value.clone()
+            for name, pair in parts.items()
+            for kind, value in zip(("weight", "bias"), pair, strict=True)
+            if value is not None
+        }
         one.load_state_dict(state, assign=True)
         return one.train(self.training)
 
@@ -162,25 +186,24 @@ def _layers(module: nn.Module) -> list[nn.Conv2d]:
 
 
 def _merged_pair(layers: list[nn.Conv2d]) -> tuple[Tensor, Tensor | None]:
-    weight, bias = layers[0].weight.detach().clone(), _bias(layers[0])
+    weight, bias = layers[0].weight, layers[0].bias
     for layer in layers[1:]:
-        outer = layer.weight.detach().flatten(1)
+        outer = layer.weight.flatten(1)
         weight = (outer @ weight.flatten(1))[:, :, None, None]
-        last = _bias(layer)
-        bias = None if bias is None or last is None else outer @ bias + last
+        bias = None if bias is None or layer.bias is None else outer @ bias + layer.bias
     return weight, bias
 
 
 def _merged_depthwise(layers: list[nn.Conv2d]) -> tuple[Tensor, Tensor | None]:
-    weight, bias = torch.zeros_like(layers[0].weight), _bias(layers[0])
-    for layer in layers:
-        around = (5 - layer.kernel_size[0]) // 2
-        weight += F.pad(layer.weight.detach(), [around] * 4)
-    for layer in layers[1:]:
-        last = _bias(layer)
-        bias = None if bias is None or last is None else bias + last
-    return weight, bias
+    around = [(5 - layer.kernel_size[0]) // 2 for layer in layers]
+    kernels = [F.pad(layer.weight, [a] * 4) for layer, a in zip(layers, around, strict=True)]
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    bias = torch.stack(biases).sum(0) if biases else None
+    return torch.stack(kernels).sum(0), bias
 
 
-def _bias(layer: nn.Conv2d) -> Tensor | None:
-    return None if layer.bias is None else layer.bias.detach().clone()
+def merge_in_training(network: nn.Module, on: bool = True) -> None:
+    """Let every ``RepLeFFN`` of a network compute with merged weights, see there."""
+    for module in network.modules():
+        if isinstance(module, RepLeFFN):
+            module.merge_in_training = on
