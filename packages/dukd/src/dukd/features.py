@@ -5,6 +5,7 @@ Source: dukd sheet 4.5.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -130,7 +131,7 @@ def inside(network: nn.Module) -> nn.Module:
         name = type(network).__name__
         if name in ("DistributedDataParallel", "DataParallel"):
             network = network.module  # type: ignore[assignment]
-        elif name in ("SuperResolver", "Padded"):
+        elif name in ("SuperResolver", "Padded", "Restorer"):
             network = network.network  # type: ignore[assignment]
         else:
             return network
@@ -226,8 +227,8 @@ class FeatureLoss:
             pairs = zip(student, teacher, strict=True)
             return self.weight * torch.stack([relational(s, t) for s, t in pairs]).sum()
         if self.transform == "FSP":
-            ours = [solution_flow(*two) for two in zip(student, student[1:], strict=False)]
-            theirs = [solution_flow(*two) for two in zip(teacher, teacher[1:], strict=False)]
+            ours = [solution_flow(*two) for two in itertools.pairwise(student)]
+            theirs = [solution_flow(*two) for two in itertools.pairwise(teacher)]
         else:
             ours = [TRANSFORMS[self.transform](s) for s in student]
             theirs = [TRANSFORMS[self.transform](t) for t in teacher]

@@ -5,6 +5,7 @@ Source: dukd sheet 3.
 
 from __future__ import annotations
 
+import ast
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,12 +53,55 @@ class Config:
         if isinstance(config, Config):
             return config
         rest = dict(config)
+        if ":" in str(rest.get("arch", "")):
+            # Mappings come from files: these must not name code that is then run.
+            raise ValueError(f"{rest['arch']} is not one of the paper's networks; name it yourself")
         return cls(rest.pop("arch", "EDSR"), rest.pop("upscale", 4), rest)
+
+    @classmethod
+    def parse(cls, text: str, scale: int = 0) -> Config:
+        """From what a user types: a variant, ``module:Class`` or ``EDSR(num_feat=16, ...)``.
+
+        Args:
+            text: as typed.
+            scale: of a network that does not tell it.
+
+        Raises:
+            ValueError: none of these, or a network of another scale.
+        """
+        name, _, inside = text.partition("(")
+        if text in VARIANTS:
+            config = VARIANTS[text]
+        elif ":" in text:
+            config = cls(text, scale)
+        elif name in ARCHITECTURES and inside.endswith(")"):
+            arguments = _keywords(text, inside[:-1])
+            config = cls(name, arguments.pop("upscale", scale or 4), arguments)
+        else:
+            raise ValueError(
+                f"no network {text!r}; module:Class, ARCH(argument=value, ...) with ARCH one of "
+                f"{', '.join(ARCHITECTURES)}, or one of {', '.join(VARIANTS)}"
+            )
+        if scale and config.upscale != scale:
+            raise ValueError(f"{text} enlarges {config.upscale} times, --scale says {scale}")
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """For metadata; ``of`` reads it."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in self.arguments.items()}
         return {"arch": self.arch, "upscale": self.upscale, **plain}
+
+
+def _keywords(text: str, inside: str) -> dict[str, Any]:
+    """Arguments as Python writes them; values are literals."""
+    try:
+        call = ast.parse(f"f({inside})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        if call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError("arguments have names")
+        return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{text!r}: {error}; expected EDSR(num_feat=16, num_block=4)") from None
 
 
 def build(

@@ -54,6 +54,7 @@ class _Skeleton(nn.Module):
     """What EDSR and RCAN share: head, long skip, upsampler; RGB in [0, 1] in and out."""
 
     mean: Tensor
+    alignment = 1  # any size, so tiles and photos need no padding
 
     def __init__(
         self,

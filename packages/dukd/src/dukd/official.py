@@ -36,7 +36,7 @@ def convert(checkpoint: Mapping[str, Any], *, key: str | None = None) -> dict[st
     if "head.0.weight" not in state:
         return state
     last = max(int(m[1]) for name in state if (m := re.match(r"body\.(\d+)\.", name)))
-    blocks = len({m[1] for name in state if (m := re.match(rf"body\.0\.body\.(\d+)\.", name))})
+    blocks = len({m[1] for name in state if (m := re.match(r"body\.0\.body\.(\d+)\.", name))})
     rcan = any(".conv_du." in name for name in state)
     out = {}
     for name, value in state.items():
