@@ -1,0 +1,225 @@
+"""Files -> pictures, and pictures -> the pixels that a network sees.
+
+Bytes stay bytes (uint8) until they are on the network's device, and only what the crop needs is
+resized. JPEGs are always decoded in full: Pillow's draft mode would discard the high frequencies
+that detectors read.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+MAX_PIXELS = 178_956_970  # above it Pillow takes a file for a decompression bomb
+
+
+class Unreadable(ValueError):
+    """A file that is no picture, or not a whole one; the message says why, in one line."""
+
+
+def open_header(data: bytes | Path) -> Any:
+    """The picture of a file's bytes or path, its pixels not yet decoded.
+
+    Raises:
+        Unreadable: it is empty, no picture, or larger than ``MAX_PIXELS``.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    size = len(data) if isinstance(data, bytes) else data.stat().st_size
+    if size == 0:
+        raise Unreadable("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+    except UnidentifiedImageError:
+        raise Unreadable("not a picture in a known format") from None
+    except Image.DecompressionBombError:
+        raise Unreadable(f"more than {MAX_PIXELS:,} pixels") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Unreadable(_line(error)) from None
+    if picture.width * picture.height > MAX_PIXELS:
+        raise Unreadable(f"{picture.width}x{picture.height} is more than {MAX_PIXELS:,} pixels")
+    return picture
+
+
+def decode(data: bytes) -> Image:
+    """A file's bytes -> RGB: the first frame; alpha is dropped, CMYK converted without a profile.
+
+    Raises:
+        Unreadable: it is no picture or not a whole one.
+    """
+    return as_rgb(open_header(data))
+
+
+def as_rgb(picture: Any) -> Image:
+    """A picture whose header is open -> RGB, as ``decode`` says; nothing is turned by EXIF."""
+    from PIL import Image
+
+    try:
+        picture.load()
+        if picture.mode.startswith("I;16"):
+            return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+        if picture.mode in ("I", "F"):
+            raise Unreadable(f"pixels of kind {picture.mode!r}, whose value range is not known")
+        if picture.mode == "P" and "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+    except Unreadable:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        raise Unreadable(_line(error)) from None
+
+
+def open_picture(path: Path | str) -> Image:
+    """``decode`` of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Unreadable: it is no picture.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; expected a picture")
+    return decode(path.read_bytes())
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def to_tensor(picture: Image) -> Tensor:
+    """RGB picture -> uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def from_tensor(image: Tensor) -> Image:
+    """uint8 (3, H, W) -> RGB picture."""
+    from PIL import Image
+
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+Interpolation = Literal["bilinear", "bicubic", "plain"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a picture of any size becomes the square that a network sees.
+
+    Attributes:
+        crop: side of the square.
+        resize: the short side before the crop; None: crop the picture as it is (one too small is
+            enlarged until it fits).
+        interpolation: of the resize; ``plain`` is OpenCV's bilinear, without antialiasing.
+        square: resize to a square, whatever the sides' ratio (Spec, GramNet's authors).
+        crops: squares taken, spread evenly over the picture; a verdict is their mean.
+    """
+
+    crop: int
+    resize: int | None = None
+    interpolation: Interpolation = "bicubic"
+    square: bool = False
+    crops: int = 1
+
+    def __str__(self) -> str:
+        if self.resize is None:
+            how = "no resize"
+        elif self.square:
+            how = f"resize to {self.resize}x{self.resize} ({self.interpolation})"
+        else:
+            how = f"short side {self.resize} ({self.interpolation})"
+        many = f"{self.crops} crops" if self.crops > 1 else "centre crop"
+        return f"{how}, {many} {self.crop}"
+
+    def crop_only(self) -> Geometry:
+        """The same square without the resize."""
+        return replace(self, resize=None, square=False)
+
+    def sizes(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after the resize, by torchvision's rounding."""
+        if self.square and self.resize is not None:
+            return self.resize, self.resize
+        short = self.resize
+        if short is None:
+            if min(width, height) >= self.crop:
+                return width, height
+            short = self.crop
+        if width <= height:
+            return short, int(short * height / width)
+        return int(short * width / height), short
+
+    def offsets(self, width: int, height: int) -> list[tuple[int, int]]:
+        """Left and top of each crop in a resized picture."""
+        free_x, free_y = width - self.crop, height - self.crop
+        if self.crops == 1:
+            return [(round(free_x / 2), round(free_y / 2))]
+        columns = max(1, round((self.crops * (free_x + 1) / (free_y + 1)) ** 0.5))
+        columns = min(columns, self.crops)
+        rows = max(1, self.crops // columns)
+        return [
+            (round(free_x * (c + 0.5) / columns), round(free_y * (r + 0.5) / rows))
+            for r in range(rows)
+            for c in range(columns)
+        ]
+
+    def __call__(self, picture: Image) -> Tensor:
+        """RGB picture -> uint8 (3, crop, crop), or (crops, 3, crop, crop) of several."""
+        width, height = self.sizes(*picture.size)
+        if self.interpolation == "plain" and (width, height) != picture.size:
+            picture = _plain(picture, width, height)
+        views = [self._view(picture, width, height, *at) for at in self.offsets(width, height)]
+        tensors = [to_tensor(view) for view in views]
+        return tensors[0] if self.crops == 1 else torch.stack(tensors)
+
+    def centre_view(self, picture: Image) -> Image:
+        """The crop in the middle, as a picture."""
+        return self._at(picture, None)
+
+    def random_view(self, picture: Image, generator: torch.Generator) -> Image:
+        """A crop anywhere (after the resize), as a picture."""
+        return self._at(picture, generator)
+
+    def _at(self, picture: Image, generator: torch.Generator | None) -> Image:
+        width, height = self.sizes(*picture.size)
+        if self.interpolation == "plain" and (width, height) != picture.size:
+            picture = _plain(picture, width, height)
+        left, top = (width - self.crop) // 2, (height - self.crop) // 2
+        if generator is not None:
+            left, top = (
+                int(torch.randint(side - self.crop + 1, (), generator=generator))
+                for side in (width, height)
+            )
+        return self._view(picture, width, height, left, top)
+
+    def _view(self, picture: Image, width: int, height: int, left: int, top: int) -> Image:
+        """One crop; only its own part of the picture is resized."""
+        from PIL import Image
+
+        right, bottom = left + self.crop, top + self.crop
+        if (width, height) == picture.size:
+            return picture.crop((left, top, right, bottom))
+        x, y = picture.width / width, picture.height / height
+        box = (left * x, top * y, min(right * x, picture.width), min(bottom * y, picture.height))
+        how = getattr(Image.Resampling, self.interpolation.upper())
+        return picture.resize((self.crop, self.crop), how, box=box)
+
+
+def _plain(picture: Image, width: int, height: int) -> Image:
+    """Bilinear without antialiasing, as OpenCV resizes."""
+    image = to_tensor(picture)[None].float()
+    resized = torch.nn.functional.interpolate(
+        image, (height, width), mode="bilinear", align_corners=False
+    )
+    return from_tensor(resized[0].round().clamp(0, 255).to(torch.uint8))
