@@ -101,6 +101,15 @@ def test_gptq_beats_rounding_to_nearest(weight: torch.Tensor, inputs: torch.Tens
         assert torch.equal(ours.grid.codes(ours.compensated), ours.codes.float())
 
 
+def test_pruned_weights_stay_zero_under_gptq(weight: torch.Tensor, inputs: torch.Tensor) -> None:
+    keep = torch.rand(weight.shape) > 0.5
+    pruned = weight * keep
+    hessian = hessian_of(inputs).value
+    kept = gptq(pruned, hessian, GridRule(4), keep=keep).dequantize()
+    assert (kept[~keep] == 0).all()
+    assert (gptq(pruned, hessian, GridRule(4)).dequantize()[~keep] != 0).any()
+
+
 def test_gptq_without_correlation_is_rounding_to_nearest(weight: torch.Tensor) -> None:
     rule = GridRule(4, search="none")
     ours = gptq(weight, torch.eye(64), rule)

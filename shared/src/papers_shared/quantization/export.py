@@ -179,6 +179,11 @@ def _common_grid(quantized: Mapping[str, QuantizedWeight]) -> Grid:
                 f"{name} has zero points from {grid.zero.min():g} to {grid.zero.max():g}, which "
                 f"{grid.bits} bits cannot store; quantize with rule='portable' or 'gptq'"
             )
+        if grid.symmetric and not bool((grid.zero == 2 ** (grid.bits - 1)).all()):
+            raise ValueError(
+                f"{name} has a symmetric grid whose zero is not {2 ** (grid.bits - 1)}, which the "
+                f"formats imply; quantize with rule='portable' or 'smoothquant'"
+            )
     if len(kinds) > 1:
         raise ValueError(f"layers are quantized differently (bits, group, symmetric): {kinds}")
     return next(iter(quantized.values())).grid

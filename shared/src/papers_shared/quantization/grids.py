@@ -8,16 +8,17 @@ Per-token activations are rows too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Rule = Literal["portable", "gptq", "omniquant", "awq", "brecq"]
+Rule = Literal["portable", "gptq", "omniquant", "awq", "brecq", "smoothquant"]
 Search = Literal["none", "mse", "weighted", "gptq"]
 _SMALLEST_NORMAL_HALF = 2.0**-14
+_CACHED = 1 << 16  # numbers that a search works on at a time
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -80,11 +81,6 @@ class Grid:
         codes = round_ste(steps).unflatten(1, (-1, self.group)) + zero
         return ((codes.clamp(0, self.top) - zero) * scale).flatten(1)
 
-    def columns(self, group_index: int) -> Grid:
-        """The grid of one group alone."""
-        span = slice(group_index, group_index + 1)
-        return replace(self, scale=self.scale[:, span], zero=self.zero[:, span])
-
 
 @dataclass(frozen=True)
 class QuantizedWeight:
@@ -114,9 +110,10 @@ def grid_from_range(
         group: inputs a group.
         symmetric: one scale for both signs.
         rule: ``omniquant`` (zero may leave 0 .. top), ``awq`` (asymmetric only), ``gptq``
-            (zero within the range), ``brecq`` (computed in float64), ``portable`` (ours: zero
-            within the range, z within 0 .. top, scale rounded to float16, so that every format
-            stores exactly what was evaluated).
+            (zero within the range), ``brecq`` (computed in float64), ``smoothquant`` (symmetric
+            only: codes -(2^(bits-1) - 1) .. 2^(bits-1) - 1), ``portable`` (ours: zero within the
+            range, z within 0 .. top, scale rounded to float16, so that every format stores
+            exactly what was evaluated).
 
     Raises:
         ValueError: unknown rule, bits out of range, or a symmetric grid that the rule has not.
@@ -131,6 +128,11 @@ def grid_from_range(
         raise ValueError(f"rule={rule!r}: expected one of {', '.join(get_args(Rule))}")
     if symmetric and rule in ("awq", "brecq"):
         raise ValueError(f"the rule {rule!r} has no symmetric grid; take gptq or portable")
+    if rule == "smoothquant":
+        if not symmetric:
+            raise ValueError("the rule 'smoothquant' is symmetric; take portable or omniquant")
+        scale = torch.maximum(low.abs(), high.abs()).clamp(min=1e-5) / (middle - 1)
+        return Grid(scale, torch.full_like(scale, middle), bits, group, True)
     if rule == "omniquant":
         if symmetric:
             scale = (torch.maximum(low.abs(), high.abs()) / (middle - 1)).clamp(1e-5, 1e4)
@@ -222,28 +224,28 @@ def search_grid(
 
     Source: CBQ sheet 3.2; GPTQ's own search is ``norm=2.4, candidates=80``, unweighted.
     """
-    grouped, group = _grouped(weight, group)
-    low, high = grouped.amin(-1), grouped.amax(-1)
-    weights = None if importance is None else importance.to(weight).reshape(1, -1, group)
-    best: Grid | None = None
-    least = torch.full_like(low, float("inf"))
-    for i in range(candidates):
-        p = 1 - i / divisor
-        grid = grid_from_range(
-            p * low, p * high, bits=bits, group=group, symmetric=symmetric, rule=rule
-        )
-        error = (grid.nearest(weight).unflatten(1, (-1, group)) - grouped).abs_().pow_(norm)
-        total = (error if weights is None else error * weights).sum(-1)
-        better = total < least
-        least = torch.where(better, total, least)
-        if best is None:
-            best = grid
-        else:
-            scale = torch.where(better, grid.scale, best.scale)
-            best = replace(best, scale=scale, zero=torch.where(better, grid.zero, best.zero))
-    if best is None:
+    if candidates < 1:
         raise ValueError(f"candidates={candidates}: expected 1 or more")
-    return best
+    grouped, group = _grouped(weight, group)
+    weights = None if importance is None else importance.to(weight).reshape(1, -1, group)
+    shrink = (1 - torch.arange(candidates, dtype=torch.float64) / divisor).to(weight)
+    # A few rows at a time: what the candidates work on stays in the processor's cache.
+    scales, zeros = [], []
+    for part in grouped.detach().split(max(1, _CACHED // weight.shape[1])):
+        ends = (end[..., None] * shrink for end in (part.amin(-1), part.amax(-1)))
+        grid = grid_from_range(*ends, bits=bits, group=group, symmetric=symmetric, rule=rule)
+        errors = torch.empty_like(grid.scale)
+        work = torch.empty_like(part)
+        for i in range(candidates):
+            s, z = grid.scale[..., i, None], grid.zero[..., i, None]
+            torch.div(part, s, out=work)
+            work.round_().add_(z).clamp_(0, grid.top).sub_(z).mul_(s).sub_(part)
+            work = work.square_() if norm == 2 else work.abs_().pow_(norm)
+            torch.sum(work if weights is None else work.mul_(weights), -1, out=errors[..., i])
+        best = errors.argmin(-1, keepdim=True)  # the first of equal ones
+        scales.append(grid.scale.gather(-1, best)[..., 0])
+        zeros.append(grid.zero.gather(-1, best)[..., 0])
+    return Grid(torch.cat(scales), torch.cat(zeros), bits, group, symmetric)
 
 
 @dataclass(frozen=True)

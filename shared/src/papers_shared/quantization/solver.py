@@ -103,6 +103,7 @@ def gptq(
     damping: float = 0.01,
     act_order: bool = False,
     static_groups: bool = False,
+    keep: Tensor | None = None,
 ) -> GPTQResult:
     """Round column by column, each column's error made good by those that follow.
 
@@ -115,6 +116,8 @@ def gptq(
         damping: see ``inverse_cholesky``.
         act_order: columns in order of falling diagonal.
         static_groups: all groups' scales from the original weight.
+        keep: bool (rows, inputs); where it is False the result is 0 (a pruned model keeps its
+            zeros).
 
     Returns:
         codes, grid and compensated columns, in the original order of the inputs.
@@ -144,6 +147,7 @@ def gptq(
     if act_order:
         order = torch.argsort(hessian.diagonal(), descending=True)
         work, hessian = work[:, order], hessian[order][:, order]
+        keep = None if keep is None else keep[:, order]
     upper, damping = inverse_cholesky(hessian, damping)
 
     scales = torch.empty(rows, inputs // group, device=work.device)
@@ -167,7 +171,8 @@ def gptq(
                 scales[:, here], zeros[:, here] = found.scale[:, 0], found.zero[:, 0]
             column, scale, zero = part[:, i - start], scales[:, here], zeros[:, here]
             compensated[:, i] = column
-            codes[:, i] = (torch.round(column / scale) + zero).clamp_(0, top)
+            code = (torch.round(column / scale) + zero).clamp_(0, top)
+            codes[:, i] = code if keep is None else torch.where(keep[:, i], code, zero)
             error = (column - (codes[:, i] - zero) * scale) / upper[i, i]
             part[:, i - start :].addr_(error, upper[i, i:stop], alpha=-1)
             errors[:, i - start] = error
