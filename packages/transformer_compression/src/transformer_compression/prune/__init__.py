@@ -20,6 +20,7 @@ _EXPORTS = {
     "PruneReport": "sequential",
     "SparseGPTResult": "sparsegpt",
     "apply_evit": "tokens",
+    "apply_h2o": "context",
     "apply_tome": "tome",
     "block_influence": "layers",
     "device_support": "semi_structured",

@@ -38,6 +38,7 @@ class PruneReport:
         zeros: weights that are zero.
         weights: of all pruned matrices.
         bytes: of these matrices by the report's rule.
+        layer_bytes: layer -> its part of them.
         dense_bytes: of the same at 16 bits.
         seconds: of the whole pass.
         pattern_holds: whether every matrix has the N:M pattern (True without one).
@@ -51,6 +52,7 @@ class PruneReport:
     zeros: int = 0
     weights: int = 0
     bytes: float = 0.0
+    layer_bytes: dict[str, float] = field(default_factory=dict, repr=False)
     dense_bytes: float = 0.0
     seconds: float = 0.0
     pattern_holds: bool = True
@@ -200,15 +202,17 @@ def finish_report(
 ) -> PruneReport:
     """Count zeros and bytes, check the pattern, ask the device."""
     bits = 16 if grid is None else grid.bits
-    for linear in linears.values():
+    for name, linear in linears.items():
         weight = linear.weight
         report.zeros += int((weight == 0).sum())
         report.weights += weight.numel()
-        report.bytes += sparse_bytes(weight, pattern, bits=bits)
+        size = sparse_bytes(weight, pattern, bits=bits)
         report.dense_bytes += 2 * weight.numel()
         report.pattern_holds &= check_pattern(weight, pattern)
         if grid is not None:
-            report.bytes += len(weight) * (16 + (0 if grid.symmetric else grid.bits)) / 8
+            size += len(weight) * (16 + (0 if grid.symmetric else grid.bits)) / 8
+        report.layer_bytes[name] = size
+        report.bytes += size
     if (pattern.n, pattern.m) == (2, 4):
         report.device = device_support(device).reason
     else:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from papers_shared.complexity import count_parameters
 from papers_shared.language_models import block_linears
-from papers_shared.quantization import Hessian
+from papers_shared.quantization import GridRule, Hessian
 from transformer_compression.prune.removal import channels_of, kept, shrink_linear
 from transformer_compression.prune.sequential import Method, Observe, PruneReport, prune_groups
 from transformer_compression.prune.structured import head_norms, least_squares
@@ -78,13 +78,14 @@ def prune_vit_weights(
     *,
     method: Method = "wanda",
     pattern: Pattern | str | float = 0.5,
+    grid: GridRule | None = None,
 ) -> PruneReport:
     """``prune_weights`` for a timm vision transformer: the blocks' linear layers, in place.
 
     Args:
         model: ViT or DeiT of timm, in eval mode.
         batches: normalised pictures (B, 3, S, S); magnitude needs none.
-        method, pattern: see ``sequential.prune_weights``.
+        method, pattern, grid: see ``sequential.prune_weights``.
     """
     if method in ("wanda", "sparsegpt") and not batches:
         raise ValueError(f"{method} needs pictures to see the layers' inputs; give some batches")
@@ -92,6 +93,7 @@ def prune_vit_weights(
         vit_groups(model, batches),
         method=method,
         pattern=Pattern.of(pattern),
+        grid=grid,
         device=next(model.parameters()).device,
     )
 
