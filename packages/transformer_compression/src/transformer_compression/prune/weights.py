@@ -167,7 +167,7 @@ def wanda_keep(
 
 
 def _equal_mass_keep(scores: Tensor, sparsity: float) -> Tensor:
-    ordered, order = scores.sort(1, stable=True)
+    ordered, order = scores.sort(dim=1, stable=True)
     share = ordered.cumsum(1) / ordered.sum(1, keepdim=True)
     low, high = 0.0, 1.0
     for _ in range(40):
