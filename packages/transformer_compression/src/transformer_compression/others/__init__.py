@@ -1,0 +1,1 @@
+"""What the survey files under others: decomposition, early exit, speculative sampling."""

@@ -1,0 +1,140 @@
+"""SmoothQuant: activation outliers go into the weights, where they do less harm.
+
+Source: Xiao et al., arXiv 2211.10438; CBQ sheet 4.7 (their code).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from papers_shared.language_models import block_linears, block_names, observe_inputs, walk_blocks
+from papers_shared.quantization import (
+    FakeQuantLinear,
+    GridRule,
+    QuantizedWeight,
+    round_to_nearest,
+)
+from papers_shared.quantization.layers import Activation
+from transformer_compression.core import Data, Outcome
+from transformer_compression.quantize.walk import weights_outcome
+
+# Linear layers that read a norm's output, and the norm: Llama-like blocks and OPT.
+AFTER_NORM: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+    ("self_attn_layer_norm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    ("final_layer_norm", ("fc1",)),
+)
+
+
+def norm_groups(block: nn.Module) -> list[tuple[nn.Module, list[str]]]:
+    """The norms of a block with the linear layers that read each.
+
+    Raises:
+        ValueError: the block has none that are known.
+    """
+    linears = block_linears(block)
+    norms = dict(block.named_children())
+    found = [
+        (norms[norm], [n for n in names if n in linears])
+        for norm, names in AFTER_NORM
+        if norm in norms and names[0] in linears
+    ]
+    if not found:
+        raise ValueError(
+            f"{type(block).__name__} has no norm followed by linear layers of known names; "
+            f"supported are Llama-like blocks and OPT"
+        )
+    return found
+
+
+def smoothing_scale(largest: Tensor, weights: Sequence[Tensor], alpha: float) -> Tensor:
+    """``s_c = max|X_c|^alpha / max|W_:c|^(1 - alpha)`` over all rows of all layers behind a norm.
+
+    Args:
+        largest: (features,), largest magnitude of each channel.
+        weights: (rows, features) each.
+        alpha: 0 leaves the activations, 1 makes them flat.
+
+    Returns:
+        (features,), at least 1e-5.
+    """
+    rows = torch.cat([w.detach().abs().amax(0, keepdim=True) for w in weights]).amax(0)
+    return (largest.pow(alpha) / rows.clamp(min=1e-5).pow(1 - alpha)).clamp(min=1e-5)
+
+
+@torch.no_grad()
+def fold_scale(norm: nn.Module, linears: Sequence[nn.Linear], scale: Tensor) -> None:
+    """Divide a norm's output by ``scale`` and multiply its readers' columns; outputs stay."""
+    norm.weight.div_(scale)  # type: ignore[operator]
+    if getattr(norm, "bias", None) is not None:
+        norm.bias.div_(scale)  # type: ignore[operator]
+    for linear in linears:
+        linear.weight.mul_(scale)
+
+
+@torch.no_grad()
+def smooth_model(model: nn.Module, data: Data, alpha: float) -> None:
+    """Smooth every block in place; the model computes the same as before."""
+    for _, block, stream in walk_blocks(model, data.batches, data.progress):
+        linears = block_linears(block)
+        groups = norm_groups(block)
+        largest = {names[0]: torch.zeros(linears[names[0]].in_features) for _, names in groups}
+
+        def observe(name: str, x: Tensor, largest: dict[str, Tensor] = largest) -> None:
+            seen = x.abs().reshape(-1, x.shape[-1]).amax(0).float()
+            largest[name] = torch.maximum(largest[name].to(seen), seen)
+
+        observe_inputs(block, stream, observe, linears={n: linears[n] for n in largest})
+        for norm, names in groups:
+            layers = [linears[n] for n in names]
+            scale = smoothing_scale(largest[names[0]], [m.weight for m in layers], alpha)
+            fold_scale(norm, layers, scale)
+
+
+def quantize_inputs(model: nn.Module, *, bits: int, per: Activation) -> None:
+    """Let every linear layer of the blocks quantize its inputs on the fly, in place.
+
+    The setting is kept in the model's config, so that a saved model can be reloaded.
+    """
+    from papers_shared.language_models import find_blocks
+
+    for block in find_blocks(model):
+        for name, linear in block_linears(block).items():
+            parent, _, child = name.rpartition(".")
+            layer = FakeQuantLinear(linear, bits=bits, per=per).train(linear.training)
+            setattr(block.get_submodule(parent), child, layer)
+    model.config.quantized_inputs = {"bits": bits, "per": per}  # type: ignore[union-attr]
+
+
+def smoothquant_language(
+    model: nn.Module, data: Data, *, alpha: float, bits: int, activation_bits: int, per: Activation
+) -> Outcome:
+    """Smooth, then quantize weights a row and activations on the fly.
+
+    Args:
+        model: a causal language model, changed in place.
+        data: calibration batches.
+        alpha: 0.5 for OPT, to 0.85 for Llama.
+        bits: of the weights.
+        activation_bits: of the inputs; 0: not quantized.
+        per: ``token`` or ``tensor``.
+    """
+    if alpha:
+        smooth_model(model, data, alpha)
+    rule = GridRule(bits, symmetric=True, rule="smoothquant", search="none")
+    quantized: dict[str, QuantizedWeight] = {}
+    from papers_shared.language_models import find_blocks
+
+    with torch.no_grad():
+        for prefix, block in zip(block_names(model), find_blocks(model), strict=True):
+            for name, linear in block_linears(block).items():
+                weight = round_to_nearest(linear.weight.float(), rule)
+                linear.weight.copy_(weight.dequantize())
+                quantized[f"{prefix}.{name}"] = weight
+    if activation_bits:
+        quantize_inputs(model, bits=activation_bits, per=per)
+    return weights_outcome(model, quantized)

@@ -1,0 +1,1 @@
+"""The small vision transformer trained on CIFAR-10, and what is measured with it."""

@@ -1,0 +1,108 @@
+"""Layers that compute as if quantized: activations on the fly, learned steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from papers_shared.quantization.grids import minmax_grid, round_ste
+
+Activation = Literal["none", "token", "tensor", "token_asymmetric"]
+
+
+def fake_quantize_activation(x: Tensor, bits: int, per: Activation = "token") -> Tensor:
+    """Quantize and dequantize inputs with a range found on the spot.
+
+    Args:
+        x: (..., features).
+        bits: bits a code.
+        per: ``token`` or ``tensor``: symmetric, ``s = max|x| / (2^(bits-1) - 1)``, SmoothQuant's;
+            ``token_asymmetric``: OmniQuant's; ``none``: unchanged.
+
+    Raises:
+        ValueError: ``per`` is unknown.
+
+    Source: CBQ sheet 3.2.
+    """
+    if per not in get_args(Activation):
+        raise ValueError(f"per={per!r}: expected one of {', '.join(get_args(Activation))}")
+    if per == "none":
+        return x
+    if per == "token_asymmetric":
+        rows = x.reshape(-1, x.shape[-1])
+        return minmax_grid(rows, bits=bits, rule="omniquant").nearest_ste(rows).reshape(x.shape)
+    largest = x.abs().amax(-1, keepdim=True) if per == "token" else x.abs().amax()
+    scale = largest.clamp(min=1e-5) / (2 ** (bits - 1) - 1)
+    return round_ste(x / scale) * scale
+
+
+class FakeQuantLinear(nn.Linear):
+    """A linear layer whose inputs are quantized on the fly; weights as they are.
+
+    State dict and attributes are those of ``nn.Linear``, so checkpoints stay ordinary.
+
+    Args:
+        linear: the layer whose parameters it takes over (shared, not copied).
+        bits: of the inputs.
+        per: see ``fake_quantize_activation``.
+    """
+
+    def __init__(self, linear: nn.Linear, *, bits: int, per: Activation = "token") -> None:
+        with torch.device("meta"):
+            super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.activation_bits = bits
+        self.per: Activation = per
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return super().forward(fake_quantize_activation(x, self.activation_bits, self.per))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, inputs={self.activation_bits} bits per {self.per}"
+
+
+class _LSQ(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x, step)
+        ctx.ends = low, high
+        return torch.round((x / step).clamp(low, high)) * step
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, step = ctx.saved_tensors
+        low, high = ctx.ends
+        ratio = x / step
+        inside = (ratio >= low) & (ratio <= high)
+        by_step = torch.where(inside, ratio.round() - ratio, ratio.clamp(low, high))
+        by_step = grad * by_step
+        for dim, size in enumerate(step.shape):
+            if size == 1 and by_step.shape[dim] != 1:
+                by_step = by_step.sum(dim, keepdim=True)
+        elements = x.numel() // step.numel()
+        return grad * inside, by_step.reshape(step.shape) / math.sqrt(elements * high), None, None
+
+
+def lsq(x: Tensor, step: Tensor, *, bits: int, signed: bool = True) -> Tensor:
+    """``round(clamp(x / s, low, high)) s`` with LSQ's gradient to the step.
+
+    Args:
+        x: any shape.
+        step: positive, as many dimensions as ``x``; size 1 where it is shared.
+        bits: bits a code.
+        signed: low = -2^(bits-1), else 0.
+
+    Returns:
+        like ``x``. Gradient to x inside the range only; to s: ``round(x/s) - x/s`` inside, low or
+        high outside, times ``1 / sqrt(elements a step * high)``.
+
+    Source: LSQ (Esser et al., ICLR 2020); sheet 4.10.
+    """
+    if step.ndim != x.ndim:
+        raise ValueError(f"the step has {step.ndim} dimensions, x has {x.ndim}; use size 1")
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    return _LSQ.apply(x, step, low, high)

@@ -1,0 +1,150 @@
+"""Loading, windows, the walk block by block, perplexity and questions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from papers_shared.assets import AssetMissing
+from papers_shared.language_models import (
+    block_linears,
+    calibration_windows,
+    capture_inputs,
+    find_blocks,
+    load_language_model,
+    make_questions,
+    observe_inputs,
+    question_accuracy,
+    run_block,
+    tiny_llama,
+    tokenize,
+    walk_blocks,
+    wikitext2,
+)
+from papers_shared.metrics.perplexity import perplexity
+
+
+@pytest.fixture(scope="module")
+def stories() -> tuple:
+    try:
+        return load_language_model("stories260k")
+    except AssetMissing as missing:
+        pytest.skip(str(missing))
+
+
+def test_stories_writes_the_known_story(stories: tuple) -> None:
+    model, tokenizer = stories
+    assert sum(p.numel() for p in model.parameters()) == 260_032
+    ids = model.generate(torch.tensor([[1]]), max_new_tokens=40, do_sample=False)[0].tolist()
+    assert tokenizer.decode(ids).startswith(
+        "Once upon a time, there was a little girl named Lily. She loved to play outside"
+    )
+    text = "Once upon a time, Lily saw a naïve €."
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_walk_is_the_model() -> None:
+    model = tiny_llama()
+    batches = calibration_windows(torch.arange(90) % 97, count=3, length=16, seed=0, batch=2)
+    with torch.no_grad():
+        final = torch.cat([model.model(b).last_hidden_state for b in batches])
+    seen = []
+    for index, block, stream in walk_blocks(model, batches):
+        seen.append(index)
+        after = run_block(block, stream).hidden
+    assert seen == [0, 1, 2]
+    assert torch.equal(model.model.norm(torch.cat(after)), final)
+
+
+def test_a_changed_block_changes_what_follows() -> None:
+    model = tiny_llama()
+    streams = []
+    for index, block, stream in walk_blocks(model, [torch.arange(12)[None]]):
+        streams.append(stream.hidden[0])
+        if index == 0:
+            for linear in block_linears(block).values():
+                linear.weight.data.zero_()
+    assert torch.equal(streams[1], streams[0])  # a block of zeros adds nothing
+
+
+def test_observed_inputs_are_the_linears_inputs() -> None:
+    model = tiny_llama(layers=1)
+    stream = capture_inputs(model, [torch.arange(12)[None]])
+    seen = {}
+    block = find_blocks(model)[0]
+    observe_inputs(block, stream, lambda name, x: seen.update({name: x}))
+    assert set(seen) == set(block_linears(block))
+    assert torch.equal(seen["self_attn.q_proj"], block.input_layernorm(stream.hidden[0]))
+    assert not block.mlp.down_proj._forward_pre_hooks
+
+
+def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary() -> None:
+    model = tiny_llama()
+    model.model.embed_tokens.weight.data.zero_()  # tied: all logits 0
+    result = perplexity(model, torch.arange(60), window=20, windows=2)
+    assert result.value == pytest.approx(97, rel=1e-5)
+    assert (result.windows, result.window) == (2, 20)
+    with pytest.raises(ValueError, match="3 windows of 20"):
+        perplexity(model, torch.arange(60), window=20, windows=4)
+
+
+def test_perplexity_is_the_shifted_cross_entropy() -> None:
+    model = tiny_llama()
+    ids = torch.randint(97, (64,), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        losses = [model(w[None], labels=w[None]).loss.item() for w in ids.split(16)]
+    expected = math.exp(sum(losses) / 4)
+    assert perplexity(model, ids, window=16).value == pytest.approx(expected, rel=1e-5)
+
+
+def test_draws_are_the_seeds() -> None:
+    tokens = torch.arange(1000)
+    one, same, other = (
+        torch.cat(calibration_windows(tokens, count=4, length=32, seed=s)) for s in (0, 0, 1)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert (one.diff(dim=1) == 1).all()
+    with pytest.raises(ValueError, match="20 tokens"):
+        calibration_windows(tokens[:20], count=1, length=32, seed=0)
+
+
+def test_questions_come_from_one_article_and_are_answered(stories: tuple) -> None:
+    words = [
+        f" = Title {a} = \n"
+        + "".join(" " + " ".join(f"w{a}x{p}x{i}" for i in range(70)) + " \n" for p in range(4))
+        for a in range(2)
+    ]
+    questions = make_questions("".join(words), count=8, seed=3)
+    assert len({q.context for q in questions}) == 8
+    for question in questions:
+        right = question.endings[question.right].split()
+        assert right[0] == question.context.split()[-1].replace("x47", "x48")
+        assert len(set(question.endings)) == 4
+    with pytest.raises(ValueError, match="8 questions"):
+        make_questions("".join(words), count=9)
+
+    model, tokenizer = stories
+    score = question_accuracy(model, tokenizer, questions[:3])
+    # The cached answer is the plain one.
+    right = 0
+    for question in questions[:3]:
+        context = tokenizer.encode(question.context, add_special_tokens=False)
+        sums = []
+        for ending in question.endings:
+            ids = torch.tensor([context + tokenizer.encode(" " + ending, add_special_tokens=False)])
+            with torch.no_grad():
+                logs = model(ids).logits[0, :-1].log_softmax(-1)
+            picked = logs.gather(1, ids[0, 1:, None])[len(context) - 1 :]
+            sums.append(picked.sum().item())
+        right += sums.index(max(sums)) == question.right
+    assert score.accuracy == pytest.approx(right / 3)
+
+
+def test_wikitext_has_the_recorded_size(stories: tuple) -> None:
+    text = wikitext2("test")
+    assert len(text.split()) == 241_211
+    assert len(make_questions(text, count=1000)) == 1000
+    assert len(tokenize(stories[1], text[:2000])) > 500
