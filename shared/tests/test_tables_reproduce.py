@@ -2,12 +2,13 @@
 
 import json
 import re
+import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
-from papers_shared.tables import Claim, Measured, Needs, Recipe, Table, store
+from papers_shared.tables import Claim, Measured, Needs, Recipe, Table, provenance, store
 from papers_shared.tables.entries import Entry
 from papers_shared.tables.html import page
 from papers_shared.tables.provenance import Provenance
@@ -249,6 +250,21 @@ def test_a_record_made_with_other_settings_is_not_shown(paper):
     assert row.state is State.SKIPPED
     assert "made with other settings" in row.message
     assert not row.cells
+
+
+def test_code_is_modified_by_any_file_but_results(tmp_path, monkeypatch):
+    source = tmp_path / "packages/some/src/some"
+    for folder in (source, tmp_path / "packages/some/results"):
+        folder.mkdir(parents=True)
+    (tmp_path / "packages/some/pyproject.toml").touch()
+    who = ["-c", "user.name=a", "-c", "user.email=a"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    monkeypatch.setattr(provenance, "package_folder", lambda module: source)
+    (tmp_path / "packages/some/results/table1.json").touch()
+    assert not provenance._commit("some")[1]
+    (source / "model.py").touch()
+    assert provenance._commit("some")[1]
 
 
 def test_a_row_run_again_keeps_the_committed_value_for_comparison(paper):

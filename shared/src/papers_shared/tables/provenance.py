@@ -25,7 +25,7 @@ class Provenance:
     Attributes:
         command: computes the row again, from the workspace's root.
         commit: of the checkout that the code ran from, or why there is none.
-        modified: whether files differed from that commit.
+        modified: whether files other than results differed from that commit.
         seed: handed to the recipe.
         device: processor and threads, or the graphics card.
         versions: of Python and of the libraries, by name.
@@ -138,16 +138,18 @@ def _version(distribution: str) -> str:
 
 
 @functools.cache  # once a process: results written meanwhile do not make the checkout "modified"
+_NOT_RESULTS = ":(top,exclude,glob)**/results/**"
+
+
 def _commit(module: str) -> tuple[str, bool]:
     source = package_folder(module).parents[1]
     if not (source / "pyproject.toml").is_file():
-        return (
-            "installed from a wheel",
-            False,
-        )  # a wheel: site-packages may lie in anyone's repository
+        # A wheel: site-packages may lie in anyone's repository.
+        return "installed from a wheel", False
     try:
         head = _git(source, "rev-parse", "HEAD")
-        return head, bool(_git(source, "status", "--porcelain"))
+        # Results are written by the rows themselves, one after the other.
+        return head, bool(_git(source, "status", "--porcelain", "--", ":/", _NOT_RESULTS))
     except (OSError, subprocess.CalledProcessError):
         return "not under git", False
 
