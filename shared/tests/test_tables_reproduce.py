@@ -262,9 +262,12 @@ def test_code_is_modified_by_any_file_but_results(tmp_path, monkeypatch):
         subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
     monkeypatch.setattr(provenance, "package_folder", lambda module: source)
     (tmp_path / "packages/some/results/table1.json").touch()
+    provenance._commit.cache_clear()
     assert not provenance._commit("some")[1]
     (source / "model.py").touch()
+    provenance._commit.cache_clear()
     assert provenance._commit("some")[1]
+    provenance._commit.cache_clear()
 
 
 def test_a_row_run_again_keeps_the_committed_value_for_comparison(paper):

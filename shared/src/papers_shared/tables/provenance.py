@@ -137,10 +137,11 @@ def _version(distribution: str) -> str:
         return ""
 
 
-@functools.cache  # once a process: results written meanwhile do not make the checkout "modified"
+# Written by the rows themselves, one after the other: they do not make the checkout "modified".
 _NOT_RESULTS = ":(top,exclude,glob)**/results/**"
 
 
+@functools.cache
 def _commit(module: str) -> tuple[str, bool]:
     source = package_folder(module).parents[1]
     if not (source / "pyproject.toml").is_file():
@@ -148,7 +149,6 @@ def _commit(module: str) -> tuple[str, bool]:
         return "installed from a wheel", False
     try:
         head = _git(source, "rev-parse", "HEAD")
-        # Results are written by the rows themselves, one after the other.
         return head, bool(_git(source, "status", "--porcelain", "--", ":/", _NOT_RESULTS))
     except (OSError, subprocess.CalledProcessError):
         return "not under git", False
