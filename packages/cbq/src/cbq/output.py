@@ -1,0 +1,146 @@
+"""Quantized models on disk: three formats, one file beside them that says how they were made.
+
+| format | read by |
+|---|---|
+| ``compressed-tensors`` | transformers with compressed-tensors (dequantize=True), vLLM |
+| ``gptq``, ``gptq_v2`` | transformers with optimum and gptqmodel; vLLM at 4 and 8 bits |
+| ``float`` | everything: the weights are dequantized |
+
+Activations are quantized on the fly and no format of these says so: ``cbq.json`` does, and
+``load_quantized`` (and so ``cbq eval`` and ``cbq generate``) heeds it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cbq.attention import quantize_attention
+from cbq.layers import HardLinear
+from cbq.pipeline import Quantized
+from papers_shared.checkpoints import atomic_path
+from papers_shared.language_models import find_blocks
+from papers_shared.quantization import export_compressed_tensors, export_gptq, load_gptq
+
+FORMATS = ("compressed-tensors", "gptq", "gptq_v2", "float")
+DESCRIPTION = "cbq.json"
+
+
+def runtimes(kind: str, bits: int, act_bits: int, *, symmetric: bool) -> str:
+    """Which programs read such a folder today, in one line."""
+    if act_bits < 16:
+        return "cbq eval and cbq generate alone quantize the activations; others read the weights"
+    if kind == "compressed-tensors":
+        how = "" if symmetric else " (quantization_config=CompressedTensorsConfig(dequantize=True))"
+        return (
+            f"transformers with compressed-tensors{how}, cbq; vLLM where it has {bits}-bit kernels"
+        )
+    if kind.startswith("gptq"):
+        vllm = "vLLM, " if bits in (4, 8) and kind == "gptq" else ""
+        return f"{vllm}transformers with optimum and gptqmodel, cbq"
+    return "transformers and everything that reads its float models"
+
+
+def save_quantized(
+    result: Quantized, folder: Path, *, kind: str = "compressed-tensors", tokenizer: Any = None
+) -> Path:
+    """Write a quantized model, its tokenizer, and ``cbq.json``.
+
+    Args:
+        result: of ``quantize``.
+        folder: made where it is not there.
+        kind: one of FORMATS.
+        tokenizer: saved beside the weights if it can be.
+
+    Raises:
+        ValueError: unknown format, or codes that it cannot hold (see export_gptq).
+        OSError: the folder cannot be written.
+    """
+    if kind not in FORMATS:
+        raise ValueError(f"format {kind!r}: expected one of {', '.join(FORMATS)}")
+    if not hasattr(tokenizer, "save_pretrained"):
+        tokenizer = None
+    if kind == "compressed-tensors":
+        export_compressed_tensors(result.model, result.weights, folder, tokenizer=tokenizer)
+    elif kind == "float":
+        result.model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    else:
+        export_gptq(
+            result.model,
+            result.weights,
+            folder,
+            checkpoint_format=kind,  # type: ignore[arg-type]
+            tokenizer=tokenizer,
+        )
+    described = {
+        "format": kind,
+        "settings": result.settings.to_dict(),
+        "act_factors": result.act_factors,
+        "seconds": result.seconds,
+        "windows": result.reports,
+    }
+    with atomic_path(folder / DESCRIPTION) as path:
+        path.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def is_quantized(folder: str | Path) -> bool:
+    """Whether ``save_quantized`` wrote this folder."""
+    return (Path(folder) / DESCRIPTION).is_file()
+
+
+def load_quantized(folder: Path) -> Any:
+    """A model that ``save_quantized`` wrote, weights dequantized, in float32, on the CPU.
+
+    Raises:
+        FileNotFoundError: the folder was not written by it.
+    """
+    if not is_quantized(folder):
+        raise FileNotFoundError(f"{folder} has no {DESCRIPTION}: cbq quantize did not write it")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    kind, settings = described["format"], described["settings"]
+    if kind.startswith("gptq"):
+        config = AutoConfig.from_pretrained(folder)
+        del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        state = load_gptq(folder)
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        tied = set(getattr(model, "_tied_weights_keys", None) or ())
+        if unexpected or set(missing) - tied:
+            raise ValueError(f"{folder} does not fit its config: {missing} {unexpected}")
+        model.tie_weights()
+    else:
+        options = {}
+        if kind == "compressed-tensors":
+            from transformers import CompressedTensorsConfig
+
+            options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    if settings["act_bits"] < 16:
+        _quantize_activations(model, settings, described["act_factors"])
+    return model.eval()
+
+
+def _quantize_activations(model: Any, settings: dict[str, Any], factors: dict[str, float]) -> None:
+    for name, factor in factors.items():
+        parent, _, child = name.rpartition(".")
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        hard = HardLinear(
+            linear.weight,
+            linear.bias,
+            act_bits=settings["act_bits"],
+            act_factor=torch.tensor([factor]),
+        )
+        setattr(model.get_submodule(parent), child, hard)
+    if settings["attention"]:
+        for block in find_blocks(model):
+            quantize_attention(block, settings["act_bits"])

@@ -1,0 +1,127 @@
+"""A recipe for every row of the paper's tables that can be computed (see papers_shared.tables)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from cbq.recipes import SMALL, small_run
+from cbq.settings import parse_bits
+from papers_shared.tables.command import run_reproduce
+from papers_shared.tables.recipe import Claim, Recipe, Rows, Table
+
+main = partial(run_reproduce, paper="cbq")
+
+ASSETS = ("wikitext2_valid", "wikitext2_test")
+REQUIRES = ("transformers", "gguf", "accelerate")
+
+
+def _small(seconds: float, method: str | None, bits: str = "", **options: Any) -> Recipe:
+    """A row: the settings of the table with those of the method."""
+    common = {name: options.pop(name) for name in SMALL if name in options}
+    settings: dict[str, Any] = {**SMALL, **common}
+    if method is not None:
+        settings |= {"method": method, "changes": {**parse_bits(bits), **options}}
+    return Recipe(
+        small_run,
+        scale="small",
+        seconds=seconds,
+        assets=ASSETS,
+        settings=settings,
+        requires=REQUIRES,
+    )
+
+
+# --- the whole of SmolLM2-135M --------------------------------------------------------------------
+
+STEPS = 24
+LR = 2e-2  # of the rounding: learning rate times steps is about one half, few as they are
+
+
+def full_table() -> Table:
+    """RTN, GPTQ and CBQ from the same start scales and the same calibration tokens."""
+    recipes = {"float": _small(60, None)}
+    for bits in ("w2a16", "w4a4", "w4a16"):
+        recipes[f"rtn_{bits}"] = _small(240, "rtn", bits)
+        recipes[f"gptq_{bits}"] = _small(150, "gptq", bits)
+        recipes[f"cbq_{bits}"] = _small(500, "best", bits, steps=STEPS, lr_rounding=LR)
+    recipes["gptq_rotated_w4a4"] = _small(240, "gptq", "w4a4", rotate=True)
+    recipes["cbq_rotated_w4a4"] = _small(
+        500, "best", "w4a4", rotate=True, steps=STEPS, lr_rounding=LR
+    )
+    claims = [
+        _below(f"at {bits.upper()} CBQ is below {name}", f"cbq_{bits}", f"{peer}_{bits}")
+        for bits in ("w2a16", "w4a4", "w4a16")
+        for peer, name in (("gptq", "GPTQ"), ("rtn", "RTN"))
+    ]
+    claims.append(
+        _below(
+            "after rotation, at W4A4, CBQ is below GPTQ", "cbq_rotated_w4a4", "gptq_rotated_w4a4"
+        )
+    )
+    return Table(recipes, claims=claims)
+
+
+def _below(text: str, low: str, high: str) -> Claim:
+    return Claim(text, _is_below(low, high))
+
+
+def _is_below(low: str, high: str) -> Callable[[Rows], bool]:
+    return lambda rows: rows[low]["ppl"].value < rows[high]["ppl"].value
+
+
+# --- ablations on its first six blocks ------------------------------------------------------------
+
+ABLATION = {"blocks": 6, "segments": 8, "windows": 8, "seeds": 2}
+ABLATION_STEPS = 16
+
+
+def _ablation(bits: str, method: str = "best", *, seconds: float = 150, **changes: Any) -> Recipe:
+    steps = {} if method in ("rtn", "gptq") else {"steps": ABLATION_STEPS, "lr_rounding": LR}
+    return _small(seconds, method, bits, **ABLATION, **(steps | changes))
+
+
+def ablation_table() -> Table:
+    """What each part is worth, two seeds each."""
+    recipes = {
+        "float": _small(10, None, **{**ABLATION, "seeds": 1}),
+        "w2_rtn": _ablation("w2a16", "rtn", seconds=60),
+        "w2_gptq": _ablation("w2a16", "gptq", seconds=60),
+        "w2_best": _ablation("w2a16"),
+        # Overlap doubles what a block is trained: without it, twice the steps.
+        "w2_window1": _ablation("w2a16", window=1, overlap=0, steps=2 * ABLATION_STEPS),
+        "w2_window2_overlap0": _ablation("w2a16", overlap=0, steps=2 * ABLATION_STEPS),
+        "w2_window3_overlap2": _ablation("w2a16", window=3, overlap=2, seconds=220),
+        "w2_start_adaround": _ablation("w2a16", start="adaround"),
+        "w2_late": _ablation("w2a16", rounding="late", commitment=0.01),
+        "w2_l2_mean": _ablation("w2a16", l2="mean"),
+        "w2_l2_kl": _ablation("w2a16", kl=1.0),
+        "w2_clean_only": _ablation("w2a16", same_term=False),
+        "w2_steps_only": _ablation("w2a16", learn_rounding=False),
+        "w2_rounding_only": _ablation("w2a16", learn_steps=False),
+        "w3_gptq": _ablation("w3a16", "gptq", seconds=60),
+        "w3_best": _ablation("w3a16"),
+        "w3_full_adaround": _ablation("w3a16", rank=0),
+        "w4a4_gptq": _ablation("w4a4", "gptq", seconds=60),
+        "w4a4_best": _ablation("w4a4"),
+        "w4a4_cfp_activations": _ablation("w4a4", scale_channels=True),
+        "w4a4_cfp_weights": _ablation("w4a4", truncate=True),
+    }
+    return Table(
+        recipes,
+        claims=[
+            _below("W2: CBQ is below GPTQ", "w2_best", "w2_gptq"),
+            _below("W3: CBQ is below GPTQ", "w3_best", "w3_gptq"),
+            _below("W4A4: CBQ is below GPTQ", "w4a4_best", "w4a4_gptq"),
+            _below("overlap helps", "w2_best", "w2_window2_overlap0"),
+            _below("two blocks a window are better than one", "w2_best", "w2_window1"),
+            _below("the error a token beats the mean over all", "w2_best", "w2_l2_mean"),
+            _below("hard rounding from a GPTQ start beats late rounding", "w2_best", "w2_late"),
+            _below("rounding and steps together beat steps alone", "w2_best", "w2_steps_only"),
+            _below("CFP's activation scales help at W4A4", "w4a4_cfp_activations", "w4a4_best"),
+        ],
+    )
+
+
+TABLES: dict[str, Table] = {"small_full": full_table(), "small_ablation": ablation_table()}
