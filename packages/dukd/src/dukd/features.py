@@ -98,15 +98,15 @@ def relational(student: Tensor, teacher: Tensor) -> Tensor:
 
 # Class -> names of the maps that the paper's tables or, of RLFN, this project compares.
 _POSITIONS: Mapping[str, Callable[[Any], list[Position]]] = {
-    "EDSR": lambda n: ["conv_first", *_thirds(len(n.body)), "conv_after_body"],
-    "RCAN": lambda n: ["conv_first", *_thirds(len(n.body)), "conv_after_body"],
+    # 10 and 21 of 32 blocks, 2 and 6 of 10 groups, as the released options have them.
+    "EDSR": lambda n: ["conv_first", len(n.body) // 3, 2 * len(n.body) // 3, "conv_after_body"],
+    "RCAN": lambda n: ["conv_first", *_after_thirds(len(n.body)), "conv_after_body"],
     "RLFN": lambda n: ["conv_1", "block_2", "block_4", "conv_2"],
 }
 
 
-def _thirds(blocks: int) -> list[Position]:
-    """After each third: 10 and 21 of 32 blocks, 2 and 6 of 10 groups, as the options have them."""
-    return [max(0, round(blocks / 3) - 1), max(0, round(2 * blocks / 3) - 1)]
+def _after_thirds(groups: int) -> list[Position]:
+    return [max(0, round(part * groups / 3) - 1) for part in (1, 2)]
 
 
 def default_positions(network: nn.Module) -> list[Position]:
