@@ -224,7 +224,8 @@ def dukd_step(data: dict[str, Any]) -> Iterator[str]:
     ]
     yield (
         f"One thread, {data['batch']} patches of {data['patch']}x{data['patch']}, "
-        f"x{data['scale']}, {data['cells']} cell and zoom-out; load of the machine {data['machine']['load']:.1f}."
+        f"x{data['scale']}, {data['cells']} cell and zoom-out; load of the machine "
+        f"{data['machine']['load']:.1f}."
     )
     yield ""
     head = ["teacher", "update", "ms", "forward passes added up, ms", "ratio"]
