@@ -209,6 +209,29 @@ def lipt_networks(data: dict[str, Any]) -> Iterator[str]:
         yield f"Time of {name}: {shares}."
 
 
+def dukd_step(data: dict[str, Any]) -> Iterator[str]:
+    """Updates, and what their forward passes add up to."""
+    rows = [
+        [
+            case["teacher"],
+            update,
+            f"{case['milliseconds'][update]:.1f}",
+            f"{added:.1f}",
+            f"{case['measured_over_added_up'][update]:.2f}",
+        ]
+        for case in data["results"]
+        for update, added in case["added_up"].items()
+    ]
+    yield (
+        f"One thread, {data['batch']} patches of {data['patch']}x{data['patch']}, "
+        f"x{data['scale']}, {data['cells']} cell and zoom-out; load of the machine "
+        f"{data['machine']['load']:.1f}."
+    )
+    yield ""
+    head = ["teacher", "update", "ms", "forward passes added up, ms", "ratio"]
+    yield from table(head, rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "binary_conv": binary_conv,
     "imresize": imresize,
@@ -216,6 +239,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "resshift_family": resshift_family,
     "lipt_attention": lipt_attention,
     "lipt_networks": lipt_networks,
+    "dukd_step": dukd_step,
 }
 
 

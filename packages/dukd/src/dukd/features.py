@@ -173,8 +173,9 @@ class Tap:
         return hook
 
     def take(self) -> list[Tensor]:
-        """The maps of the last forward pass, in the order of the positions; each once."""
-        maps = [self._maps.pop(name) for name in self.names]
+        """The maps of the last forward pass, in the order of the positions; they are let go."""
+        maps = [self._maps[name] for name in self.names]
+        self._maps.clear()
         if self.names[-1] in self.LONG_SKIP and len(maps) > 1:
             maps[-1] = maps[-1] + maps[0]
         return maps

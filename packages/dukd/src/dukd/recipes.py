@@ -24,7 +24,7 @@ from papers_shared.complexity import count_macs, count_parameters
 from papers_shared.data.resize import imresize
 from papers_shared.metrics.restoration import PSNR
 from papers_shared.restoration.benchmarks import SuperResolutionSet
-from papers_shared.restoration.protocols import Scores, measure, super_resolution
+from papers_shared.restoration.protocols import Scores, measure
 from papers_shared.restoration.task import Task
 from papers_shared.tables.recipe import Context, Measured, Needs
 
@@ -227,7 +227,7 @@ class Judge:
         self.sets = {name: list(SuperResolutionSet(name, scale)) for name in SR_SETS}
         teacher = load_teacher(TEACHER).to(context.device)
         with torch.no_grad():
-            self._labels = [self._enlarged(teacher, pair.degraded) for pair in self.sets["set14"]]
+            self._labels = [self._enlarged(teacher, pair.degraded) for pair in self.sets["set5"]]
 
     def _enlarged(self, network: nn.Module, low: Tensor) -> Tensor:
         return network(low[None].to(self.device)).float().clamp(0, 1).cpu()
@@ -235,17 +235,16 @@ class Judge:
     @torch.no_grad()
     def __call__(self, student: nn.Module) -> dict[str, float]:
         """PSNR-Y of each set, of student against teacher, and how transforms change it."""
-        row = {
-            f"{name}_psnr": super_resolution(
-                student, pairs, scale=self.scale, device=self.device
-            ).means["psnr"]
-            for name, pairs in self.sets.items()
-        }
-        low = [pair.degraded for pair in self.sets["set14"]]
-        made = [self._enlarged(student, x) for x in low]
-        row["fidelity"] = fmean(map(_psnr_y, made, self._labels))
-        row["transforms"] = self._spread(student)
-        return row
+        psnr = PSNR(channels="y", crop_border=self.scale)
+        row = {}
+        for name, pairs in self.sets.items():
+            made = [self._enlarged(student, pair.degraded) for pair in pairs]
+            each = [float(psnr(a, p.clean[None])) for a, p in zip(made, pairs, strict=True)]
+            row[f"{name}_psnr"] = fmean(each)
+            if name == "set5":
+                near = zip(made, self._labels, strict=True)
+                row["fidelity"] = fmean(float(psnr(a, b)) for a, b in near)
+        return row | {"transforms": self._spread(student)}
 
     def _spread(self, student: nn.Module) -> float:
         """Standard deviation over the 16 transforms of Set5's mean PSNR-Y, in dB."""
@@ -268,10 +267,6 @@ def _through(student: nn.Module, x: Tensor, chosen: Mapping[str, bool]) -> Tenso
     out = student(x.mT if chosen["t"] else x).float()
     out = (out.mT if chosen["t"] else out).flip(sides)
     return 1 - out if chosen["i"] else out
-
-
-def _psnr_y(a: Tensor, b: Tensor) -> float:
-    return float(PSNR(channels="y", crop_border=2)(a, b))
 
 
 def over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, Measured]:
