@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from papers_shared.checkpoints import load_state_dict, save_state_dict
+from papers_shared.diffusion.examples import load_examples
 from u_dit.cli import main
-from u_dit.data import load_examples
 from u_dit.model import build
 from u_dit.official import METADATA, load_checkpoint
 from u_dit.pipeline import UDiTModel, UDiTPipeline, as_model, load_pipeline, make_scheduler

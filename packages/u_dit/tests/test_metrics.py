@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from u_dit.metrics import inception_score, precision_recall, radii
+from papers_shared.metrics.adm import inception_score, precision_recall, radii
 
 
 def test_equal_sets_cover_each_other_and_far_ones_do_not() -> None:

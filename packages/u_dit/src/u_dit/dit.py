@@ -57,6 +57,11 @@ class DiTConfig:
         """A plain mapping that ``of`` reads back."""
         return asdict(self)
 
+    @property
+    def alignment(self) -> int:
+        """Height and width of a latent have to be multiples of this."""
+        return self.patch_size
+
 
 def sincos_positions(side: int, dim: int) -> Tensor:
     """Fixed positions (1, side^2, dim): columns, then rows, each [sin | cos].

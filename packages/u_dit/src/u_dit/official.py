@@ -6,7 +6,6 @@ under ``ema``. Nobody publishes checksums: see the catalogue.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from papers_shared import assets
-from papers_shared.checkpoints import file_metadata, load_file, load_strict, unwrap
-from u_dit.dit import DIT_VARIANTS, DiT, DiTConfig
-from u_dit.model import VARIANTS, Config, UDiT, build
+from papers_shared.checkpoints import load_strict, unwrap
+from papers_shared.diffusion.class_family import AVERAGED, load_network
+from u_dit.dit import DiT, DiTConfig
+from u_dit.model import Config, UDiT, build
 
-AVERAGED = "ema"
 METADATA = "u_dit"  # what a file that training wrote says of its network
 
 
@@ -74,53 +72,24 @@ def load_official(
     return model.eval()
 
 
-def load_checkpoint(source: str | Path, *, variant: str = "") -> tuple[UDiT | DiT, dict[str, Any]]:
+def load_checkpoint(
+    source: str | Path = "", *, variant: str = ""
+) -> tuple[UDiT | DiT, dict[str, Any]]:
     """A network from a file, in eval mode, and what the file says of it.
 
     Args:
         source: a name of ``CHECKPOINTS`` (its file is looked for, never downloaded), a file in the
-            authors' layout, or one that ``u-dit train`` wrote.
+            authors' layout, one that ``u-dit train`` wrote, or '' for the one that ships.
         variant: which network it is, where neither the file nor its shapes say so.
 
-    Returns:
-        network, and ``{"config": ..., "data": "pixels" | "latents"}`` of a file of ours, else {}.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the variant is unknown or missing, or the file does not fit it.
+    Returns, raises: as ``papers_shared.diffusion.class_family.load_network``.
     """
-    if str(source) in CHECKPOINTS:
-        released = CHECKPOINTS[str(source)]
-        source, variant = assets.fetch(released.asset).path, released.variant
-    said = file_metadata(source).get(METADATA)
-    facts: dict[str, Any] = json.loads(said) if said else {}
-    state = _weights(load_file(source))
-    if facts:
-        return load_official(state, facts["config"]), facts
-    variants: dict[str, Config | DiTConfig] = {**VARIANTS, **DIT_VARIANTS}
-    if not variant:
-        fitting = [name for name, config in VARIANTS.items() if _same_shapes(state, config)]
-        if len(fitting) != 1:
-            raise ValueError(
-                f"{source}: name its network with --variant ({', '.join(fitting or variants)})"
-            )
-        variant = fitting[0]
-    if variant not in variants:
-        raise ValueError(f"no variant {variant!r}; known: {', '.join(variants)}")
-    return load_official(state, variants[variant]), facts
+    from u_dit.family import FAMILY
+
+    network, facts = load_network(FAMILY, source, variant=variant)
+    assert isinstance(network, UDiT | DiT)
+    return network, facts
 
 
 def _weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return unwrap(content, key=AVERAGED if isinstance(content.get(AVERAGED), Mapping) else None)
-
-
-def _same_shapes(state: Mapping[str, Tensor], config: Config) -> bool:
-    import torch
-
-    # Width, pairs and heads first: building every variant would take seconds.
-    width = state.get("x_embedder.proj.weight")
-    if width is None or width.shape[0] != config.hidden_size:
-        return False
-    with torch.device("meta"):
-        own = build(config).state_dict()
-    return {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in state.items()}

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from papers_shared.complexity import count_parameters
 from papers_shared.diffusion.adm import Chain, q_sample, training_losses
+from papers_shared.diffusion.examples import center_crop, to_pictures
 from papers_shared.diffusion.unet_parts import timestep_embedding
+from papers_shared.metrics.adm import inception_score, precision_recall
 from papers_shared.metrics.frechet import frechet_distance
 from papers_shared.networks.grid_attention import split_cells
 from papers_shared.networks.rep_ffn import RepLeFFN
@@ -31,9 +33,7 @@ from papers_shared.parity import (
 )
 from u_dit.attention import DownsampledAttention
 from u_dit.counting import elementwise, macs, on_meta
-from u_dit.data import center_crop, to_pictures
 from u_dit.dit import DiT
-from u_dit.metrics import inception_score, precision_recall
 from u_dit.model import VARIANTS, UDiT, fuse
 from u_dit.parity_diffusion import diffusion_checks
 

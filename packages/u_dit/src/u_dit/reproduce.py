@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -10,11 +10,12 @@ import torch
 
 from papers_shared.complexity import count_macs, count_parameters
 from papers_shared.tables.command import run_reproduce
-from papers_shared.tables.recipe import Claim, Context, Measured, Recipe, Table
+from papers_shared.tables.recipe import Claim, Context, Measured, Recipe, Rows, Table
 from u_dit.attention import DownsampledAttention
 from u_dit.counting import elementwise, macs, on_meta
 from u_dit.dit import DIT_VARIANTS, DiTConfig
 from u_dit.model import VARIANTS, Config
+from u_dit.recipes import NETWORKS, SMALL, pictures_themselves, shipped, small_training
 
 main = partial(run_reproduce, paper="u_dit")
 
@@ -166,6 +167,62 @@ TABLES: dict[str, Table] = {
         ],
     ),
 }
+CIFAR = ("cifar10_train", "cifar10_test", "cifar10_resnet20")
+SHIPPED = {"held_out": 1000, "samples": 1000, "sampling_steps": 20, "guidance": 1.5}
+
+
+def _better(*pairs: tuple[str, str], column: str = "noise_mse") -> Callable[[Rows], bool]:
+    """Whether the first of each pair of rows has the smaller value."""
+    return lambda r: all(r[a][column].value < r[b][column].value for a, b in pairs)
+
+
+TABLES["small"] = Table(
+    {
+        row: Recipe(
+            small_training,
+            scale="small",
+            seconds=240,
+            assets=CIFAR,
+            settings={**SMALL, "network": network.to_dict()},
+        )
+        for row, network in NETWORKS.items()
+    },
+    claims=[
+        Claim(
+            "token downsampling: a smaller error than an isotropic DiT of no less operations",
+            _better(("u_dit_t", "dit")),
+        ),
+        Claim(
+            "token downsampling: a smaller error than full attention at equal operations (slim)",
+            _better(("u_dit_t", "dit_unet_slim")),
+        ),
+        Claim(
+            "token downsampling: a smaller error than full attention at equal width",
+            _better(("u_dit_t", "dit_unet")),
+        ),
+        Claim(
+            "the depthwise convolution before it helps token downsampling",
+            _better(("u_dit_t", "pixel_shuffle")),
+        ),
+        Claim("cosine attention and RoPE2D help", _better(("rope", "u_dit_t"))),
+        Claim("the depthwise feed-forward net helps", _better(("dwconv_ffn", "rope"))),
+        Claim("re-parameterisation helps", _better(("reparam", "dwconv_ffn"))),
+    ],
+)
+TABLES["shipped"] = Table(
+    {
+        "cifar10_mini": Recipe(
+            shipped, scale="small", seconds=300, assets=CIFAR[1:], settings=SHIPPED
+        ),
+        "training_pictures": Recipe(
+            pictures_themselves,
+            scale="small",
+            seconds=40,
+            assets=CIFAR,
+            settings={"samples": SHIPPED["samples"]},
+        ),
+    },
+)
 TABLES["table1"] = replace(
     TABLES["table1"],
     claims=[

@@ -1,13 +1,15 @@
-"""Training pictures and latents with their classes.
+"""Training pictures and latents with their classes, for class-conditional networks.
 
 Source: u_dit sheet 4.3 (pictures out), 4.4 (crops, cached latents).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +17,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from papers_shared.data.cifar10 import CLASSES, load_cifar10
 from papers_shared.images import list_images
 
 Kind = Literal["pixels", "latents"]
+SHARDS = "latents.json"  # stands beside the files of a folder that write_latents wrote
 PUBLISHED = 1_281_168  # files of imagenet_vae_256; its last is a repetition, which is left out
 
 
@@ -63,6 +68,8 @@ class Examples:
         classes: names.
         side: of a picture or latent.
         channels: of it.
+        two: ``load`` gives (2, C, H, W), the example and its mirror image (stored latents).
+        vae: the autoencoder of latents, where their folder tells it.
     """
 
     kind: Kind
@@ -71,12 +78,25 @@ class Examples:
     classes: tuple[str, ...]
     side: int
     channels: int
+    two: bool = False
+    vae: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.load(index), self.labels[index]
+        loaded = self.load(index)
+        return (loaded[0] if self.two else loaded), self.labels[index]
+
+    def both(self) -> Examples:
+        """The same with mirror images beside the examples, for ``one_of_two``."""
+        return replace(self, two=False)
+
+
+def one_of_two(sample: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Of an example and its mirror image (2, C, H, W) one, and its class."""
+    pair, label = sample
+    return pair[int(torch.randint(len(pair), (), generator=generator))], label
 
 
 def flip(sample: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -109,14 +129,15 @@ def load_examples(
         ValueError: the folder holds neither.
     """
     if data == "cifar10":
-        cifar = load_cifar10(split, path=data_path)
-        images = _smaller(cifar.images[:limit], image_size)
+        images, labels = _cifar10(split, data_path, image_size)
         return Examples(
-            "pixels", lambda i: to_network(images[i]), cifar.labels[:limit], CLASSES, image_size, 3
+            "pixels", lambda i: to_network(images[i]), labels[:limit], CLASSES, image_size, 3
         )
     folder = Path(data)
     if not folder.is_dir():
         raise FileNotFoundError(f"{data} is no folder; give 'cifar10' or a folder of class folders")
+    if is_sharded(folder):
+        return sharded_examples(folder, limit=limit)
     parts = [sorted(folder.glob(f"*{ending}")) for ending in ("_features", "_labels")]
     if all(parts):
         return _cached_latents(parts[0][0], parts[1][0], limit)
@@ -140,7 +161,57 @@ def load_examples(
     return Examples("pixels", load, labels, names, image_size, 3)
 
 
-def _smaller(images: Tensor, side: int) -> Tensor:
+def is_sharded(folder: Path) -> bool:
+    """Whether ``latent_shards.write_latents`` wrote (or is writing) a folder."""
+    return (folder / SHARDS).is_file()
+
+
+def sharded_examples(folder: Path, *, limit: int | None = None) -> Examples:
+    """Latents that ``latent_shards.write_latents`` wrote.
+
+    Raises:
+        ValueError: the folder is not complete.
+    """
+    facts = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
+    count, size = facts["count"], facts["shard"]
+    files = [folder / f"{i:05d}.safetensors" for i in range(-(-count // size))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} of {len(files)} files ({missing[0]} first): the same "
+            "`latents` command goes on where it was"
+        )
+    labels = torch.cat([load_file(file)["labels"] for file in files])[:limit]
+    opened: dict[int, Any] = {}
+
+    def load(i: int) -> Tensor:
+        number, place = divmod(i, size)
+        if number not in opened:
+            opened[number] = safe_open(files[number], framework="pt").get_slice("latents")
+        latents = opened[number][place].float()
+        return latents if facts["flip"] else latents[0]
+
+    return Examples(
+        "latents",
+        load,
+        labels,
+        tuple(facts["classes"]),
+        facts["side"],
+        facts["channels"],
+        two=facts["flip"],
+        vae=facts["vae"],
+    )
+
+
+@lru_cache(maxsize=4)
+def _cifar10(
+    split: Literal["train", "test"], path: Path | None, side: int
+) -> tuple[Tensor, Tensor]:
+    """Pictures and labels, kept: unpacking them takes seconds."""
+    cifar = load_cifar10(split, path=path)
+    return smaller(cifar.images, side), cifar.labels
+
+
+def smaller(images: Tensor, side: int) -> Tensor:
     """CIFAR's (N, 3, 32, 32) by means of squares of pixels, rounded."""
     if side < 1 or 32 % side:
         raise ValueError(f"image_size={side}: CIFAR-10's 32 pixels are reduced to 32, 16 or 8")
