@@ -104,7 +104,7 @@ def test_structured_requests_that_cannot_be_met_say_why() -> None:
         remove_heads(tiny_llama().model.layers[0].self_attn, [0, 1])
     with pytest.raises(ValueError, match="Llama-like"):
         prune_structured(torch.nn.Linear(2, 2), tokens())
-    with pytest.raises(FileNotFoundError, match="config.json"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load_pruned("no-such-folder")
 
 

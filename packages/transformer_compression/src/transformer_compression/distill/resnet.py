@@ -61,5 +61,7 @@ def load_resnet20(path: Path | None = None) -> ResNet20:
     """
     model = ResNet20()
     file = path or assets.fetch("cifar10_resnet20_fp32").path
-    load_strict(model, load_state_dict(file), what=str(file))
+    # The file is older than batch norm's counters, which evaluation does not read.
+    counters = {n: b for n, b in model.named_buffers() if n.endswith("num_batches_tracked")}
+    load_strict(model, {**counters, **load_state_dict(file)}, what=str(file))
     return model.eval().requires_grad_(False)

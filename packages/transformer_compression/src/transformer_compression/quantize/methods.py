@@ -21,7 +21,7 @@ ENTRIES: tuple[Method, ...] = (
         "rtn",
         "round to nearest, on the same start scales as every other method",
         ("quantization.language.rounding",),
-        ("language",),
+        ("language", "vision"),
         "quantize.rounding:rtn_language",
         {**GRID},
     ),
@@ -29,7 +29,7 @@ ENTRIES: tuple[Method, ...] = (
         "gptq",
         "GPTQ: column by column, each error made good by the columns that follow",
         ("quantization.language.rounding",),
-        ("language",),
+        ("language", "vision"),
         "quantize.rounding:gptq_language",
         {
             **GRID,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from papers_shared.language_models import (
 )
 from papers_shared.quantization import Hessian, QuantizedWeight, quantized_bytes
 from transformer_compression.core import Data, Outcome
+from transformer_compression.prune.adapters import is_vit
+from transformer_compression.prune.sequential import Observe
+from transformer_compression.prune.vit import vit_groups
 
 RoundLinear = Callable[[nn.Linear, "InputMoments | Hessian"], QuantizedWeight]
 
@@ -51,7 +55,7 @@ def quantize_blocks(
     All layers of a block see the inputs from before any of them was rounded.
 
     Args:
-        model: a causal language model, changed in place.
+        model: a causal language model or a timm vision transformer, changed in place.
         data: calibration batches.
         round_linear: called with the layer and its inputs' statistics.
         hessian: whether the statistics are whole second moments.
@@ -59,18 +63,27 @@ def quantize_blocks(
     Returns:
         module name -> codes.
     """
-    names = block_names(model)
     kind = Hessian if hessian else InputMoments
     quantized: dict[str, QuantizedWeight] = {}
-    for index, block, stream in walk_blocks(model, data.batches, data.progress):
+    for prefix, block, observe in _groups(model, data):
         linears = block_linears(block)
         seen = {n: kind(m.in_features, m.weight.device) for n, m in linears.items()}
-        observe_inputs(block, stream, lambda name, x, seen=seen: seen[name].add(x))
+        observe(lambda name, x, seen=seen: seen[name].add(x))
         for name, linear in linears.items():
             weight = round_linear(linear, seen[name])
             linear.weight.copy_(weight.dequantize())
-            quantized[f"{names[index]}.{name}"] = weight
+            quantized[f"{prefix}.{name}"] = weight
     return quantized
+
+
+def _groups(model: nn.Module, data: Data) -> Iterator[tuple[str, nn.Module, Observe]]:
+    """Name, block, and what shows the inputs of its layers, of either kind of model."""
+    if is_vit(model):
+        yield from vit_groups(model, data.batches)
+        return
+    names = block_names(model)
+    for index, block, stream in walk_blocks(model, data.batches, data.progress):
+        yield names[index], block, partial(observe_inputs, block, stream)
 
 
 def weights_outcome(

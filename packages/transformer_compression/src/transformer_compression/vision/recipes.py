@@ -1,0 +1,180 @@
+"""What the rows of the table ``vision`` compute: methods on the small vision transformer."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from papers_shared.data.cifar10 import load_cifar10
+from papers_shared.tables.recipe import Context, Measured, Needs
+from transformer_compression.compressing import compress_in_turn
+from transformer_compression.core import Data
+from transformer_compression.distill.vision import distil_vit, vit_student_of
+from transformer_compression.measure import measure_cost
+from transformer_compression.prune.tome import apply_tome
+from transformer_compression.vision.data import (
+    Accuracy,
+    accuracy,
+    augment,
+    exact_test_pictures,
+    normalise,
+)
+from transformer_compression.vision.vit import SHIPPED, load_vit, path_of
+
+MEGA = 1e6
+
+
+def shipped_vit() -> nn.Module:
+    """The vision transformer that ships.
+
+    Raises:
+        Needs: it is not in this checkout.
+    """
+    if not path_of(SHIPPED).is_file():
+        raise Needs(
+            f"weights/{SHIPPED}.safetensors is not in this checkout: train it with `python -m "
+            f"transformer_compression.vision.train` and copy model.safetensors of its run there"
+        )
+    return load_vit()
+
+
+def calibration(pictures: int, *, seed: int, batch: int = 32) -> Data:
+    """Training pictures drawn at random, normalised, with labels."""
+    train = load_cifar10("train")
+    draw = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(train.images), generator=draw)[:pictures]
+    images = normalise(train.images[chosen])
+    return Data(list(images.split(batch)), list(train.labels[chosen].split(batch)))
+
+
+def _scored(model: nn.Module, pictures: int) -> Accuracy:
+    return accuracy(model.eval(), *exact_test_pictures(limit=pictures))
+
+
+def _row(
+    models: Sequence[nn.Module],
+    dense: nn.Module,
+    *,
+    pictures: int,
+    sizes: Sequence[float],
+    seconds: Sequence[float],
+) -> dict[str, Measured]:
+    """Quality of every draw's model; cost of the first one, beside the dense model in turns."""
+    scores = [_scored(model, pictures) for model in models]
+    percents = [score.percent for score in scores]
+    draws = len(models)
+    cost = measure_cost(models[0], language=False, reference=dense)
+    spread = statistics.stdev(percents) if draws > 1 else None
+    note = f"{scores[0].right} of {scores[0].of}" if draws == 1 else ""
+    return {
+        "top1": Measured(statistics.mean(percents), std=spread, n=draws, note=note),
+        "parameters": Measured(sum(p.numel() for p in models[0].parameters()) / MEGA),
+        "megabytes": Measured(statistics.mean(sizes) / MEGA),
+        "macs": Measured(cost.macs / MEGA),
+        "milliseconds": Measured(1e3 * cost.forward / 16, n=5),
+        "speedup": Measured(cost.speedup, n=5),
+        "memory": Measured(cost.peak / MEGA),
+        "seconds": Measured(statistics.mean(seconds)),
+    }
+
+
+def dense_row(context: Context) -> dict[str, Measured]:
+    """The vision transformer as it is."""
+    model = shipped_vit()
+    size = 2.0 * sum(p.numel() for p in model.parameters())
+    return _row([model], model, pictures=context.settings["pictures"], sizes=[size], seconds=[0.0])
+
+
+def compressed_row(context: Context) -> dict[str, Measured]:
+    """One method or several in turn; a calibration draw each repetition."""
+    settings = context.settings
+    dense = shipped_vit()
+    models, sizes, seconds = [], [], []
+    for draw in range(settings["draws"]):
+        data = calibration(settings["calibration"], seed=context.seed + draw)
+        steps: list[tuple[str, dict[str, Any]]] = [
+            (name, dict(options)) for name, options in settings["steps"]
+        ]
+        model, report = compress_in_turn(copy.deepcopy(dense), steps, data)
+        models.append(model)
+        sizes.append(report.bytes)
+        seconds.append(sum(report.seconds))
+        context.progress(draw + 1, settings["draws"], "calibration draws")
+    return _row(models, dense, pictures=settings["pictures"], sizes=sizes, seconds=seconds)
+
+
+def random_merging_row(context: Context) -> dict[str, Measured]:
+    """ToMe's merging with drawn pairs: what choosing alike ones is worth."""
+    dense, models = shipped_vit(), []
+    for draw in range(context.settings["draws"]):
+        generator = torch.Generator().manual_seed(context.seed + draw)
+        models.append(apply_tome(copy.deepcopy(dense), context.settings["r"], random=generator))
+    size = 2.0 * sum(p.numel() for p in dense.parameters())
+    return _row(
+        models,
+        dense,
+        pictures=context.settings["pictures"],
+        sizes=[size],
+        seconds=[0.0],
+    )
+
+
+def training_batches(seed: int, *, batch: int) -> Any:
+    """``batches(step)``: augmented, normalised training pictures and labels, drawn at random."""
+    train = load_cifar10("train")
+    draw = torch.Generator().manual_seed(seed)
+
+    def batches(step: int) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(0, len(train.images), (batch,), generator=draw)
+        return normalise(augment(train.images[chosen], draw)), train.labels[chosen]
+
+    return batches
+
+
+def student_row(context: Context) -> dict[str, Measured]:
+    """Training with the dense model as teacher: a student of some blocks, or what pruning left.
+
+    ``settings``: loss; steps; batch; blocks of the student (empty: all); ``before`` and ``after``:
+    methods that compress the student before and after its training.
+    """
+    settings = context.settings
+    dense = shipped_vit()
+    models, sizes, seconds = [], [], []
+    for draw in range(settings["draws"]):
+        seed, start = context.seed + draw, time.perf_counter()
+        data = calibration(settings["calibration"], seed=seed)
+        blocks = settings["blocks"] or range(len(dense.blocks))  # type: ignore[arg-type]
+        model = vit_student_of(dense, list(blocks))
+        if settings["before"]:
+            model, _ = compress_in_turn(model, _steps(settings["before"]), data)
+        torch.manual_seed(seed)
+        distil_vit(
+            model,
+            dense,
+            training_batches(seed, batch=settings["batch"]),
+            loss=settings["loss"],
+            steps=settings["steps"],
+            lr=settings["lr"],
+            alpha=settings["alpha"],
+            seed=seed,
+            bf16=True,
+            progress=context.progress,
+        )
+        size = 2.0 * sum(p.numel() for p in model.parameters())
+        if settings["after"]:
+            model, report = compress_in_turn(model, _steps(settings["after"]), data)
+            size = report.bytes
+        models.append(model)
+        sizes.append(size)
+        seconds.append(time.perf_counter() - start)
+    return _row(models, dense, pictures=settings["pictures"], sizes=sizes, seconds=seconds)
+
+
+def _steps(given: Sequence[Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, dict(options)) for name, options in given]
