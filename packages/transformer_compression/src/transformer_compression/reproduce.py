@@ -10,7 +10,9 @@ from typing import Any
 from papers_shared.tables.command import run_reproduce
 from papers_shared.tables.recipe import Claim, Context, Measured, Recipe, Rows, Table
 from transformer_compression.bench import LANGUAGE_ROWS, Protocol, measure_row
+from transformer_compression.efficient.reproduce import TABLES as MIXER_TABLES
 from transformer_compression.models import Loaded, load_model
+from transformer_compression.vision.reproduce import TABLES as VISION_TABLES
 
 main = partial(run_reproduce, paper="transformer_compression")
 
@@ -222,4 +224,4 @@ def _tables() -> dict[str, Table]:
     return tables
 
 
-TABLES: Mapping[str, Table] = _tables()
+TABLES: Mapping[str, Table] = {**_tables(), **VISION_TABLES, **MIXER_TABLES}
