@@ -28,7 +28,12 @@ WEIGHTS = "model.safetensors"
 
 
 def export_compressed_tensors(
-    model: Any, quantized: Mapping[str, QuantizedWeight], folder: Path, *, tokenizer: Any = None
+    model: Any,
+    quantized: Mapping[str, QuantizedWeight],
+    folder: Path,
+    *,
+    tokenizer: Any = None,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write a ``pack-quantized`` checkpoint.
 
@@ -38,6 +43,7 @@ def export_compressed_tensors(
             in 0 .. top.
         folder: made if missing.
         tokenizer: saved beside the weights.
+        dtype: of everything else; None: as the model has it.
 
     Returns:
         the folder. An asymmetric checkpoint is read back with
@@ -49,11 +55,12 @@ def export_compressed_tensors(
     Source: CBQ sheet 8 (compressed-tensors 0.20).
     """
     grid = _common_grid(quantized)
-    state = _other_tensors(model, quantized)
+    dtype = dtype or model.dtype
+    state = _other_tensors(model, quantized, dtype)
     for name, weight in quantized.items():
         scale, zero = weight.grid.scale, weight.grid.zero
         state[f"{name}.weight_packed"] = pack_words(weight.codes, bits=grid.bits)
-        state[f"{name}.weight_scale"] = scale.to(model.dtype).contiguous()
+        state[f"{name}.weight_scale"] = scale.to(dtype).contiguous()
         state[f"{name}.weight_shape"] = torch.tensor(weight.codes.shape)
         if not grid.symmetric:
             state[f"{name}.weight_zero_point"] = pack_words(zero, bits=grid.bits, dim=0)
@@ -78,7 +85,7 @@ def export_compressed_tensors(
         "ignore": ignored,
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
     }
-    return _write(model, state, config, folder, tokenizer)
+    return _write(model, state, config, folder, tokenizer, dtype)
 
 
 def export_gptq(
@@ -106,7 +113,7 @@ def export_gptq(
     shift = {"gptq": 1, "gptq_v2": 0}.get(checkpoint_format)
     if shift is None:
         raise ValueError(f"checkpoint_format={checkpoint_format!r}: expected gptq or gptq_v2")
-    state = _other_tensors(model, quantized)
+    state = _other_tensors(model, quantized, model.dtype)
     for name, weight in quantized.items():
         scale, zero = weight.grid.scale, weight.grid.zero
         if any(size % 32 for size in weight.codes.shape):
@@ -132,7 +139,7 @@ def export_gptq(
         "lm_head": False,
         "checkpoint_format": checkpoint_format,
     }
-    return _write(model, state, config, folder, tokenizer)
+    return _write(model, state, config, folder, tokenizer, model.dtype)
 
 
 def load_gptq(folder: Path) -> dict[str, Tensor]:
@@ -189,7 +196,9 @@ def _common_grid(quantized: Mapping[str, QuantizedWeight]) -> Grid:
     return next(iter(quantized.values())).grid
 
 
-def _other_tensors(model: nn.Module, quantized: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
+def _other_tensors(
+    model: nn.Module, quantized: Mapping[str, QuantizedWeight], dtype: torch.dtype
+) -> dict[str, Tensor]:
     state = model.state_dict()
     for name in quantized:
         if f"{name}.weight" not in state:
@@ -198,7 +207,10 @@ def _other_tensors(model: nn.Module, quantized: Mapping[str, QuantizedWeight]) -
     for name in getattr(model, "_tied_weights_keys", None) or ():
         if getattr(model.config, "tie_word_embeddings", False):
             state.pop(name, None)  # written once; transformers ties it again
-    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+    return {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().contiguous()
+        for name, tensor in state.items()
+    }
 
 
 def _write(
@@ -207,16 +219,18 @@ def _write(
     quantization: dict[str, Any],
     folder: Path,
     tokenizer: Any,
+    dtype: torch.dtype,
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config.to_dict()
     config |= {"quantization_config": quantization, "architectures": [type(model).__name__]}
+    config["dtype"] = str(dtype).removeprefix("torch.")
     save_state_dict(state, folder / WEIGHTS)
     with atomic_path(folder / "config.json") as temporary:
         text = json.dumps(config, indent=2, default=str)
         temporary.write_text(text + "\n", encoding="utf-8")
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    if tokenizer is not None:
+    if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
     return folder

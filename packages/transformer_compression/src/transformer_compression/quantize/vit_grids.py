@@ -97,7 +97,7 @@ def integer_softmax(scores: Tensor, scale: Tensor, bits: int) -> Tensor:
 
 
 def quantile(x: Tensor, at: float) -> Tensor:
-    """Quantile of all values; torch's own refuses tensors above 16 million, so those are thinned."""
+    """Quantile of all values; above 16 million, which torch refuses, of every n-th."""
     flat = x.flatten().float()
     limit = 1 << 24
     return torch.quantile(flat[:: -(-len(flat) // limit)], at)

@@ -19,6 +19,7 @@ class VisionTrainConfig:
     embed_dim: int = option(128, "width; 128 with 4 heads or 192 with 3 are the sheet's")
     depth: int = option(6, "blocks")
     num_heads: int = option(4, "attention heads")
+    init: Path | None = option(None, "start from the weights of this file")
     data_path: Path | None = option(None, "where CIFAR-10 lies, if not in a mirror or the cache")
     output: Path = option(Path("runs/vit"), "folder of the run")
 

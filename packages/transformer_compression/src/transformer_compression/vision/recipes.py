@@ -69,7 +69,7 @@ def _row(
     scores = [_scored(model, pictures) for model in models]
     percents = [score.percent for score in scores]
     draws = len(models)
-    cost = measure_cost(models[0], language=False, reference=dense)
+    cost = measure_cost(models[0], language=False, reference=dense, rounds=9)
     spread = statistics.stdev(percents) if draws > 1 else None
     note = f"{scores[0].right} of {scores[0].of}" if draws == 1 else ""
     return {
@@ -77,8 +77,8 @@ def _row(
         "parameters": Measured(sum(p.numel() for p in models[0].parameters()) / MEGA),
         "megabytes": Measured(statistics.mean(sizes) / MEGA),
         "macs": Measured(cost.macs / MEGA),
-        "milliseconds": Measured(1e3 * cost.forward / 16, n=5),
-        "speedup": Measured(cost.speedup, n=5),
+        "milliseconds": Measured(1e3 * cost.forward / 16, n=9),
+        "speedup": Measured(cost.speedup, n=9),
         "memory": Measured(cost.peak / MEGA),
         "seconds": Measured(statistics.mean(seconds)),
     }

@@ -30,6 +30,7 @@ def train(config: VisionTrainConfig) -> int:
     import torch
     import torch.nn.functional as F
 
+    from papers_shared.checkpoints import load_state_dict, load_strict
     from papers_shared.data.cifar10 import load_cifar10
     from papers_shared.training import Run
     from transformer_compression.vision.data import (
@@ -56,6 +57,8 @@ def train(config: VisionTrainConfig) -> int:
         save_every=config.save_every,
     )
     model = build_vit(**sizes, token_drop=config.token_drop)
+    if config.init is not None:
+        load_strict(model, load_state_dict(config.init), what=str(config.init))
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(

@@ -1,0 +1,183 @@
+"""Saving a compressed model and reloading it in one call; exporting it for other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from papers_shared.checkpoints import atomic_path, load_file, load_strict, save_state_dict
+from transformer_compression.core import Data, Report
+from transformer_compression.methods import METHODS
+
+if TYPE_CHECKING:
+    from transformer_compression.models import Loaded
+
+REPORT = "compression.json"
+WEIGHTS = "model.safetensors"
+# Methods that change what a vision transformer computes, not its parameters: applied again.
+REAPPLIED = ("tome", "evit", "fused_attention")
+
+
+def save(model: Any, report: Report, folder: str | Path, *, tokenizer: Any = None) -> Path:
+    """Write a compressed model, its report and the tokenizer.
+
+    Args:
+        model: of ``compress``.
+        report: of ``compress``.
+        folder: made if missing.
+        tokenizer: of a language model.
+
+    Raises:
+        ValueError: a language model whose method lives in this process alone (a cache policy).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    described: dict[str, Any] = {"report": report.as_json()}
+    if hasattr(model, "save_pretrained"):
+        if "h2o" in report.methods:
+            raise ValueError(
+                "h2o is a policy of the cache, not of the weights: apply it after load"
+            )
+        described["domain"] = "language"
+        described["tokenizer"] = hasattr(tokenizer, "save_pretrained")
+        model.save_pretrained(folder)
+        if described["tokenizer"]:
+            tokenizer.save_pretrained(folder)
+    else:
+        described |= {"domain": "vision", "vit": _vit_sizes(model)}
+        save_state_dict(model.state_dict(), folder / WEIGHTS)
+    with atomic_path(folder / REPORT) as temporary:
+        temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def load(folder: str | Path) -> Loaded:
+    """A model that ``save`` wrote, with stock classes; it gives the same outputs.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: weights do not fit.
+    """
+    from transformer_compression.models import Loaded
+
+    folder = Path(folder)
+    if not (folder / REPORT).is_file():
+        raise FileNotFoundError(f"{folder} has no {REPORT}; give a folder that `apply` wrote")
+    described = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    if described["domain"] == "vision":
+        return Loaded(_load_vit(folder, described), "vision")
+    tokenizer = None
+    if described["tokenizer"]:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Loaded(_load_language(folder), "language", tokenizer)
+
+
+def export(
+    model: Any, report: Report, folder: str | Path, *, format: str, tokenizer: Any = None
+) -> Path:
+    """Write packed codes for other programs.
+
+    Args:
+        model, report: of ``compress``, with a method that leaves codes (rtn, gptq, awq …).
+        folder: made if missing.
+        format: ``compressed-tensors``, ``gptq`` or ``gptq_v2``.
+        tokenizer: of the model.
+
+    Raises:
+        ValueError: the method leaves no codes, or the format cannot store them.
+    """
+    from papers_shared.quantization import export_compressed_tensors, export_gptq
+
+    if not report.quantized:
+        raise ValueError(
+            f"{' + '.join(report.methods)} leaves no codes to pack; take --format model, or a "
+            f"method such as rtn, gptq or awq last"
+        )
+    if format == "compressed-tensors":
+        return export_compressed_tensors(model, report.quantized, Path(folder), tokenizer=tokenizer)
+    if format not in ("gptq", "gptq_v2"):
+        raise ValueError(f"format={format!r}: expected compressed-tensors, gptq or gptq_v2")
+    return export_gptq(
+        model,
+        report.quantized,
+        Path(folder),
+        checkpoint_format=format,  # type: ignore[arg-type]
+        tokenizer=tokenizer,
+    )
+
+
+def _load_language(folder: Path) -> Any:
+    from transformer_compression.others.low_rank import RANKS, low_rank_structure
+    from transformer_compression.prune.removal import load_pruned
+    from transformer_compression.quantize.smooth import quantize_inputs
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if RANKS not in config:
+        model = load_pruned(folder)
+    else:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(folder), dtype=torch.float32
+        )
+        low_rank_structure(model, config[RANKS])
+        state: dict[str, Tensor] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            state |= load_file(file)
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        if set(missing) - set(getattr(model, "_tied_weights_keys", None) or ()) or unexpected:
+            raise ValueError(f"{folder}: weights are missing ({missing}) or too many: {unexpected}")
+        model.tie_weights()
+        model.eval()
+    if inputs := config.get("quantized_inputs"):
+        quantize_inputs(model, **inputs)
+    return model
+
+
+def _vit_sizes(model: Any) -> dict[str, Any]:
+    return {
+        "embed_dim": model.embed_dim,
+        "depth": len(model.blocks),
+        "head_dims": [block.attn.head_dim for block in model.blocks],
+        "image_size": model.patch_embed.img_size[0],
+        "patch_size": model.patch_embed.patch_size[0],
+        "num_classes": model.num_classes,
+    }
+
+
+def _load_vit(folder: Path, described: dict[str, Any]) -> nn.Module:
+    from transformer_compression.quantize.vision import PREPARED, prepare
+    from transformer_compression.vision.vit import build_vit
+
+    sizes = dict(described["vit"])
+    head_dims = sizes.pop("head_dims")
+    state = load_file(folder / WEIGHTS)
+    model = build_vit(**sizes, num_heads=sizes["embed_dim"] // head_dims[0])
+    for name, linear in model.named_modules():
+        key = f"{name}.weight"
+        if (
+            isinstance(linear, nn.Linear)
+            and key in state
+            and state[key].shape != linear.weight.shape
+        ):
+            linear.weight = nn.Parameter(torch.empty_like(state[key]))
+            linear.bias = nn.Parameter(torch.empty(len(state[key])))
+            linear.out_features, linear.in_features = state[key].shape
+    for block, head_dim in zip(model.blocks, head_dims, strict=True):
+        attention: Any = block.attn
+        attention.attn_dim = attention.qkv.out_features // 3
+        attention.num_heads = attention.attn_dim // head_dim
+    report = described["report"]
+    for name, options in zip(report["methods"], report["options"], strict=True):
+        if name in PREPARED:
+            prepare(model, name, options)
+        elif name in REAPPLIED:
+            METHODS[name](model, Data(), **options)
+    load_strict(model, state, what=str(folder))
+    return model.eval()
