@@ -201,7 +201,9 @@ def reflected(x: Tensor, *, multiple: int = 1, minimum: int = 1) -> Tensor:
 # ----------------------------------------------------------------------------- the paper's networks
 
 
-def _swinir(scale: int, *, channels: int, groups: int, size: int, upsampler: str) -> Config:
+def _swinir(
+    scale: int, *, channels: int, groups: int, size: int = 48, upsampler: str = "pixelshuffle"
+) -> Config:
     return Config(
         "SwinIR",
         scale,
@@ -223,16 +225,15 @@ def _swinir(scale: int, *, channels: int, groups: int, size: int, upsampler: str
 def _paper(scale: int) -> dict[str, Config]:
     edsr = {"num_block": 32, "res_scale": 0.1}
     groups = {"num_feat": 64, "num_group": 10, "squeeze_factor": 16}
-    shuffle = {"size": 48, "upsampler": "pixelshuffle"}
     return {
         "edsr_teacher": Config("EDSR", scale, {"num_feat": 256, **edsr}),
         "edsr_student": Config("EDSR", scale, {"num_feat": 64, **edsr}),
         "edsr_m": Config("EDSR", scale, {"num_feat": 64, "num_block": 16}),
         "rcan_teacher": Config("RCAN", scale, {**groups, "num_block": 20}),
         "rcan_student": Config("RCAN", scale, {**groups, "num_block": 6}),
-        "swinir_teacher": _swinir(scale, channels=180, groups=6, **shuffle),
+        "swinir_teacher": _swinir(scale, channels=180, groups=6),
         # The options say 18 channels at x2; the file's name and the other scales say 60.
-        "swinir_student": _swinir(scale, channels=60, groups=4, **shuffle),
+        "swinir_student": _swinir(scale, channels=60, groups=4),
         "swinir_light": _swinir(
             scale, channels=60, groups=4, size=64, upsampler="pixelshuffledirect"
         ),

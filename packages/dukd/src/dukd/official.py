@@ -156,6 +156,7 @@ def _guess_swinir(state: Mapping[str, Tensor]) -> Config | None:
     tables = [state[f"{block.format(i)}attn.relative_position_bias_table"] for i in range(groups)]
     window = (math.isqrt(len(tables[0])) + 1) // 2
     mask = state.get("layers.0.residual_group.blocks.1.attn_mask")
+    scale: int | None
     if "conv_before_upsample.0.weight" in state and "conv_up1.weight" in state:
         upsampler, scale = "nearest+conv", 4
     elif "conv_before_upsample.0.weight" in state:

@@ -111,7 +111,8 @@ def fakd_gradient(context: Context) -> dict[str, Measured]:
     )
     lr, hr = torch.rand(2, 3, 10, 10), torch.rand(2, 3, 20, 20)
     found = []
-    for options in ({}, {"features": "SA", "released_gradient": True}):
+    both: tuple[dict[str, Any], ...] = ({}, {"features": "SA", "released_gradient": True})
+    for options in both:
         student.zero_grad()
         LogitsKD(teacher, student, **options).loss(lr, hr).backward()
         found.append(

@@ -31,7 +31,13 @@ from dukd.methods import METHODS
 from dukd.model import Config, build
 from dukd.official import init_from
 from dukd.teachers import CachedTeacher, check_pair, load_teacher
-from papers_shared.checkpoints import atomic_path, load_file, load_state_dict, load_strict
+from papers_shared.checkpoints import (
+    atomic_path,
+    load_file,
+    load_state_dict,
+    load_strict,
+    save_state_dict,
+)
 from papers_shared.restoration.data import Crops, Photos, floats, training_data
 from papers_shared.restoration.family import Restorer, network_metadata
 from papers_shared.restoration.task import Task
@@ -153,7 +159,7 @@ def train(config: TrainConfig) -> Trained:
     reduced = config.method in REDUCING and config.zoom_out is not False
     check_pair(teacher, student, scale=config.scale, patch=config.patch, zoom_out=reduced)
     if teacher is not None:
-        teacher = teacher.to(run.accelerator.device, memory_format=layout)
+        teacher = teacher.to(run.accelerator.device).to(memory_format=layout)
     if config.method == "csd":
         student = WidthSlice(teacher, student)  # type: ignore[arg-type]
     elif config.pool and teacher is not None and config.method not in FEATURE_METHODS:
@@ -244,8 +250,6 @@ def _finished(
                 k: wide[k][tuple(slice(side) for side in v.shape)].clone()
                 for k, v in narrow.items()
             }
-        from papers_shared.checkpoints import save_state_dict
-
         result = path.with_name("student.safetensors")
         save_state_dict(list(states.values())[-1], result, metadata=about)
     with atomic_path(path.with_name("student.pth")) as temporary:

@@ -5,7 +5,7 @@ Source: dukd sheet 4.1 to 4.3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,7 +123,7 @@ class InvertibleTransforms:
         return cls(*chosen)
 
     @classmethod
-    def of(cls, size: int, items: dict[str, Sequence[int]]) -> InvertibleTransforms:
+    def of(cls, size: int, items: Mapping[str, Sequence[int]]) -> InvertibleTransforms:
         """From the items that get each operation, by its letter."""
         masks = [torch.zeros(size, dtype=torch.bool) for _ in OPERATIONS]
         for mask, name in zip(masks, OPERATIONS, strict=True):
