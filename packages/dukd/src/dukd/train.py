@@ -152,6 +152,8 @@ def train(config: TrainConfig) -> Trained:
     )
     if config.batch_size % run.accelerator.num_processes:
         raise ValueError(f"batch {config.batch_size} cannot be shared evenly by the processes")
+    if config.method == "csd" and run.accelerator.num_processes > 1:
+        raise ValueError("csd trains two networks with shared weights: in one process")
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     student: nn.Module = build(network_config, implementation="own")
     initialise(student, config)
