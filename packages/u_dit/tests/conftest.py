@@ -1,5 +1,6 @@
 """Fixtures of U-DiT's tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,3 +25,13 @@ def folder(tmp_path: Path) -> Path:
             picture[..., label] += 150
             Image.fromarray(picture).save(tmp_path / "photos" / colour / f"{i}.png")
     return tmp_path / "photos"
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate keeps the first precision it was asked for in the process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

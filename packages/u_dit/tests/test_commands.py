@@ -188,3 +188,67 @@ def test_class_folders_of_latents_are_examples_too(tmp_path) -> None:
 def test_errors_say_what_to_do(command, message, capsys) -> None:
     assert main(command) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_trained_network_is_fine_tuned_on_other_classes(folder, tmp_path, capsys) -> None:
+    assert main(training(folder, tmp_path / "first", 2)) == 0
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    (folder / "red").rename(fewer / "red")
+    weights = str(tmp_path / "first/model_ema.safetensors")
+    command = training(fewer, tmp_path / "second", 1)
+    assert main([*command, "--init", weights, "--batch-size", "2"]) == 0
+    assert "y_embedder_1.embedding_table.weight" in capsys.readouterr().out
+    before, after = (
+        load_state_dict(tmp_path / run / "model.safetensors") for run in ("first", "second")
+    )
+    assert after["y_embedder_1.embedding_table.weight"].shape[0] == 2
+    name = "latent.0.attn1.to_qkv.weight"
+    assert (before[name] - after[name]).abs().max() < 0.1
+    capsys.readouterr()
+    other = [*command[:-1], "1", "--hidden-size", "16", "--init", weights]
+    assert main([*other, "--output", str(tmp_path / "third")]) == 2
+    assert "is another network" in capsys.readouterr().err
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    from papers_shared.diffusion.class_train import recompute_blocks
+
+    model = random_network().train()
+    x, t, y = torch.randn(2, 3, 8, 8), torch.tensor([3, 500]), torch.tensor([0, 2])
+    found = []
+    for again in (False, True):
+        if again:
+            recompute_blocks(model)
+        model.zero_grad()
+        torch.manual_seed(1)
+        model(x, t, y).square().sum().backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for plain, recomputed in zip(*found, strict=True):
+        torch.testing.assert_close(recomputed, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({}, ["--classes", "3"], "class 3: this network has 0 .. 2"),
+        ({"in_channels": 4}, [], "name their autoencoder with --vae"),
+        ({"in_channels": 4}, ["--vae", "nowhere"], "nowhere is no folder of an autoencoder"),
+    ],
+)
+def test_wrong_classes_and_missing_autoencoders_are_told(
+    changes, options, message, tmp_path, capsys
+) -> None:
+    model = random_network(**changes)
+    path = tmp_path / "network.safetensors"
+    facts = json.dumps({"config": model.options.to_dict(), "data": "pixels"})
+    save_state_dict(model.state_dict(), path, metadata={METADATA: facts})
+    assert main(["sample", "--weights", str(path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_data_of_a_side_that_does_not_divide_are_refused(folder, tmp_path, capsys) -> None:
+    command = training(folder, tmp_path / "run", 1)
+    command[command.index("--image-size") + 1] = "12"
+    assert main(command) == 2
+    assert "examples of 12x12: U-DiT-T-all needs a multiple of 8" in capsys.readouterr().err

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from papers_shared.cli import option
+from papers_shared.diffusion.class_options import (
+    ClassEvalConfig,
+    ClassSampleConfig,
+    ClassTrainConfig,
+    LatentsConfig,
+)
 from papers_shared.restoration.commands import TrainConfig
 from papers_shared.restoration.restore_commands import (
     BenchmarkConfig,
@@ -21,6 +28,10 @@ __all__ = [
     "BenchmarkConfig",
     "DenoiseConfig",
     "ExportConfig",
+    "GenerationEvalConfig",
+    "GenerationSampleConfig",
+    "GenerationTrainConfig",
+    "LatentsConfig",
     "RegimeEvalConfig",
     "ReproduceConfig",
     "TrainConfig",
@@ -59,3 +70,29 @@ class RegimeEvalConfig(EvalConfig):
     """Measure a network on pictures by the protocol of its task."""
 
     regime: Regime = option("cells", REGIME_HELP)
+
+
+GENERATION_HELP = "network of a file that does not say it itself: g16, g48, g96, g192, g384"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSampleConfig(ClassSampleConfig):
+    __doc__ = ClassSampleConfig.__doc__
+
+    weights: str = option(..., "a file that train-generation wrote, or U-DiT's in its release form")
+    variant: str = option("", GENERATION_HELP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationTrainConfig(ClassTrainConfig):
+    __doc__ = ClassTrainConfig.__doc__
+
+    variant: str = option("g48", GENERATION_HELP)
+    output: Path = option(Path("runs/ipt_v2_generation"), "folder of the run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationEvalConfig(ClassEvalConfig):
+    __doc__ = ClassEvalConfig.__doc__
+
+    variant: str = option("", GENERATION_HELP)

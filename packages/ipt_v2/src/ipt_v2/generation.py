@@ -194,7 +194,11 @@ class IPTBlock(nn.Module):
 
 
 class IPTUNet(UDiTUNet):
-    """The authors' IPT_UNet, made from its configuration."""
+    """The authors' IPT_UNet, made from its configuration.
+
+    Attributes:
+        options: the configuration; also ``config``, unless the network is a diffusers model.
+    """
 
     def __init__(self, config: UNetConfig | Mapping[str, Any]) -> None:
         config = UNetConfig.of(config)
@@ -228,7 +232,16 @@ class IPTUNet(UDiTUNet):
             alignment=config.alignment,
             label_dropout=config.label_dropout,
         )
-        self.config = config
+        self.options = config
+
+    @property
+    def config(self) -> UNetConfig:
+        """The configuration."""
+        return self.options
+
+    @config.setter
+    def config(self, config: UNetConfig) -> None:
+        self.options = config
 
 
 def _feed_forward(ffn_type: str, dim: int, mlp_ratio: float, rep: int) -> nn.Module:
@@ -252,8 +265,19 @@ def _size(dim: int, heads: int, depth: tuple[int, ...]) -> UNetConfig:
     )
 
 
+# Small ones of ours for pictures of 16x16: FCSA's windows divide each level.
+_TOY = UNetConfig(
+    input_size=16,
+    hidden_size=16,
+    num_heads=2,
+    depth=(1, 1, 1, 1, 1),
+    local_win=(8, 4, 2, 4, 8),
+    attn_seq=(GRID, FOCAL),
+)
+
 # U-DiT's sizes with [0, 1] attention (ipt_v2 sheet 3.4); ours, the paper's are not known.
 GENERATION_VARIANTS: dict[str, UNetConfig] = {
+    "g16": _TOY,
     "g48": _size(48, 2, (2, 3, 4, 3, 2)),
     "g96": _size(96, 4, (2, 5, 8, 5, 2)),
     "g192": _size(192, 8, (2, 5, 8, 5, 2)),

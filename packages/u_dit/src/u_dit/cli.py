@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from papers_shared.cli import Command, run
-from u_dit.config import EvalConfig, ReproduceConfig, SampleConfig, TrainConfig
+from u_dit.config import EvalConfig, LatentsConfig, ReproduceConfig, SampleConfig, TrainConfig
 
 CONFIGS = "u_dit/configs"
 COMMANDS = {
     "sample": Command("make pictures of classes", SampleConfig, "u_dit.sample:main"),
     "train": Command("train a network", TrainConfig, "u_dit.train:main", configs=CONFIGS),
+    "latents": Command(
+        "write pictures as latents", LatentsConfig, "papers_shared.diffusion.latent_shards:main"
+    ),
     "eval": Command("measure pictures or a network", EvalConfig, "u_dit.eval:main"),
     "reproduce": Command("the paper's tables", ReproduceConfig, "u_dit.reproduce:main"),
 }

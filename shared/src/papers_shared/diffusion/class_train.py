@@ -17,6 +17,7 @@ from papers_shared.diffusion.class_options import ClassTrainConfig
 from papers_shared.diffusion.examples import Examples, flip, load_examples, one_of_two
 from papers_shared.networks.rep_ffn import merge_in_training
 from papers_shared.training import Run
+from papers_shared.training.sharded import shard
 
 # What does not decide the result of an update; more steps are a longer run.
 INTERVALS = (
@@ -140,8 +141,12 @@ def train_network(config: ClassTrainConfig, family: ClassFamily, *, network: Any
         if left_out and run.is_main:
             print(f"fresh: {', '.join(left_out)}")
     merge_in_training(model, config.merge_in_training)
+    if config.checkpointing:
+        recompute_blocks(model)
+    if config.fsdp:
+        model = shard(model, run.accelerator)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=not config.fsdp
     )
     augment = None
     if config.flip:
@@ -153,8 +158,6 @@ def train_network(config: ClassTrainConfig, family: ClassFamily, *, network: Any
         workers=config.workers,
     )
     model, optimizer = run.prepare(model, optimizer)
-    if config.checkpointing:
-        recompute_blocks(run.accelerator.unwrap_model(model))
     model.train()
     chain, losses = Chain.linear(), {}
     for x0, labels in run.steps(loader, config.steps):
@@ -170,10 +173,10 @@ def train_network(config: ClassTrainConfig, family: ClassFamily, *, network: Any
             optimizer.step()
             optimizer.zero_grad()
         run.log(**{name: value.mean() for name, value in losses.items()})
-    path = run.finish()
-    assert run.ema is not None
+    averaged = run.finish().with_name("model_ema.safetensors")
     last = losses["loss"].mean().item() if losses else float("nan")
-    return Trained(path.with_name("model_ema.safetensors"), run.ema.model.eval(), last)
+    run.accelerator.wait_for_everyone()
+    return Trained(averaged, load_network(family, averaged)[0], last)
 
 
 def train_and_tell(config: ClassTrainConfig, family: ClassFamily) -> int:

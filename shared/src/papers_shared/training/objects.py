@@ -83,6 +83,9 @@ class Objects:
         """The models without the wrapper of several processes."""
         return [self._accelerator.unwrap_model(model) for model in self.models]
 
+    def gather(self) -> None:
+        """What all processes have to do before the first one writes: nothing."""
+
     def write(self, folder: Path) -> None:
         """Write everything into an existing folder."""
         for number, model in enumerate(self.bare()):

@@ -190,7 +190,8 @@ class Run:
         """
         if self._objects is not None:
             raise ValueError("prepare takes all models, optimizers and schedulers in one call")
-        self._objects = Objects(objects, self.accelerator, ema_decay=self._ema_decay)
+        kind = _objects_of(objects)
+        self._objects = kind(objects, self.accelerator, ema_decay=self._ema_decay)
         if self._checkpoint is not None:
             self._objects.load(self._checkpoint)
         prepared = self._objects.prepared
@@ -290,7 +291,8 @@ class Run:
         if self.accelerator.scaler is None:
             weights = [p for model in self._trained.models for p in model.parameters()]
             gradients = [p.grad for p in weights if p.grad is not None]
-            verdict = verdict + torch.nn.utils.get_total_norm(gradients)
+            norm: Any = torch.nn.utils.get_total_norm(gradients)
+            verdict = verdict + (norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if not torch.isfinite(verdict):
             self._save_nonfinite(loss)
 
@@ -373,6 +375,7 @@ class Run:
 
     def _save(self) -> None:
         folder = files.checkpoint_folder(self.output, self.step)
+        self._trained.gather()
         with files.written_together(folder, self.accelerator, keep=self._keep) as partial:
             files.write_tensors(
                 {"random": random_state(), "averages": self._averages.state()},
@@ -392,6 +395,7 @@ class Run:
         self._checkpoint = folder
 
     def _write_weights(self, suffix: str = "") -> None:
+        self._trained.gather()
         if self.is_main:
             metadata = {**self._metadata, "step": str(self.step)}
             self._trained.write_weights(self.output, suffix=suffix, metadata=metadata)
@@ -399,6 +403,7 @@ class Run:
     def _save_nonfinite(self, loss: Tensor) -> None:
         folder = self.output / "nonfinite" / f"step_{self.step + 1:08d}"
         folder.mkdir(parents=True, exist_ok=True)
+        self._trained.gather()
         self._trained.write(folder)
         rank = self.accelerator.process_index
         torch.save({"batch": self._batch, "loss": loss.detach()}, folder / f"batch_{rank}.pt")
@@ -409,6 +414,15 @@ class Run:
             f"the {what} of step {self.step + 1} is not finite; its batch and the weights before "
             f"the update are in {folder}; lower the learning rate or look at the batch"
         )
+
+
+def _objects_of(things: tuple[Any, ...]) -> type[Objects]:
+    """``ShardedObjects`` for what ``sharded.shard`` has cut, else ``Objects``."""
+    if not any(type(thing).__name__.startswith("FSDP") for thing in things):
+        return Objects
+    from papers_shared.training.sharded import ShardedObjects
+
+    return ShardedObjects
 
 
 def _accelerator(
