@@ -111,7 +111,7 @@ def measure_row(
 
 def _figures(dense: Loaded, model: Any, report: Report | None, workdir: Path) -> dict[str, float]:
     reference = None if report is None else dense.model
-    cost = measure_cost(model, language=True, reference=reference, rounds=3)
+    cost = measure_cost(model, language=True, reference=reference, rounds=2)
     count = sum(p.numel() for p in model.parameters())
     nonzero = count if report is None else report.nonzero
     counted = DENSE_BYTES * count if report is None else report.bytes

@@ -24,7 +24,7 @@ PROTOCOL = {
     "calibration_length": 512,
     "window": 512,
     "windows": 10,
-    "questions": 16,
+    "questions": 12,
 }
 DRAWS = {"wanda_2_4": 3}  # the draw alone moves it by a tenth and more
 
