@@ -46,6 +46,9 @@ class Augment:
 
             grey = (124, 116, 104)  # ImageNet's mean fills what a rotation leaves empty
             self.rand_augment = rand_augment_transform(RAND_AUGMENT, {"img_mean": grey})
+            for operation in self.rand_augment.ops:
+                if operation.name.startswith("Posterize"):
+                    operation.aug_fn = _posterize
 
     def __call__(self, sample: tuple[Image, int], generator: torch.Generator) -> tuple[Tensor, int]:
         """RGB picture and label -> uint8 (3, S, S), or (3, 3, S, S) with splits, and label."""
@@ -71,6 +74,13 @@ class Augment:
         if self.view == "crop":
             return self.geometry.random_view(picture, generator)
         return self.geometry.centre_view(picture)
+
+
+def _posterize(picture: Image, bits: int, **_: Any) -> Image:
+    """timm's strongest posterize asks for 0 bits, which newer versions of Pillow refuse."""
+    from PIL import ImageOps
+
+    return picture if bits >= 8 else ImageOps.posterize(picture, max(bits, 1))
 
 
 def _mirror() -> Any:

@@ -49,7 +49,8 @@ def network_input(images: Tensor, pixels: Pixels) -> Tensor:
     if pixels in ("spectrum", "spectrum_bgr"):
         return log_spectrum(images.flip(1) if pixels.endswith("bgr") else images)
     mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in _MEAN_STD[pixels])
-    return (images.float() / 255 - mean) / std
+    # Convolutions on a CPU take channels_last a good deal faster.
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,6 @@ PRESETS: dict[str, Preset] = {
         generated=0,
     ),
     "mini_resnet": Preset(VARIANTS["mini_resnet"], _SMALL),
-    "mini_swin": Preset(VARIANTS["mini_swin"], _SMALL),
     "mini_cnnspot": Preset(VARIANTS["mini_cnnspot"], _SMALL),
     "mini_spec": Preset(VARIANTS["mini_spec"], _SMALL, pixels="spectrum", generated=0),
     "mini_gramnet": Preset(VARIANTS["mini_gramnet"], _SMALL, generated=0),
@@ -180,7 +180,8 @@ class Detector(nn.Module):
     ) -> None:
         super().__init__()
         self.preset = preset
-        self.network = build(preset.config) if network is None else network
+        network = build(preset.config) if network is None else network
+        self.network = network.to(memory_format=torch.channels_last)
         self.facts = dict(facts or {})
 
     @property

@@ -16,7 +16,7 @@ from papers_shared.tables.schema import ReportedTable
 SMALL_NOTE = "trained on (rows), tested on (columns): 32-pixel squares, NOT GenImage"
 PICTURES = {
     "table2": (
-        *("table2", "table2_small_resnet", "table2_small_swin", "table2_small_cnnspot"),
+        *("table2", "table2_small_resnet", "table2_small_cnnspot"),
         *("table2_small_spec", "table2_small_gramnet"),
     ),
     "table2_matched": ("table2_small_resnet", "table2_small_resnet_matched"),

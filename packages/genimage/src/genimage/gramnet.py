@@ -42,7 +42,6 @@ class GramNet(nn.Module):
         widths: channels of the four stages.
         num_classes: outputs; the authors' 0 is generated and 1 is real.
         head: width of the hidden layer.
-        pool: max pooling after the stem, as ImageNet networks have it.
 
     Source: Liu, Qi, Torr, Global Texture Enhancement for Fake Face Detection in the Wild (2020).
     """
@@ -54,12 +53,11 @@ class GramNet(nn.Module):
         widths: tuple[int, int, int, int] = (64, 128, 256, 512),
         num_classes: int = 2,
         head: int = 512,
-        pool: bool = True,
     ) -> None:
         super().__init__()
         self.conv1, self.bn1 = trunk.conv1, trunk.bn1
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if pool else nn.Identity()
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1, self.layer2 = trunk.layer1, trunk.layer2
         self.layer3, self.layer4 = trunk.layer3, trunk.layer4
         self.scale = Scale()
@@ -70,7 +68,7 @@ class GramNet(nn.Module):
             nn.Linear(head, num_classes),
         )
         # Inputs of the branches: picture, stem, pooled stem, layers 1 to 3.
-        inputs = (3, self.conv1.out_channels, self.conv1.out_channels, *widths[:3])
+        inputs = (3, self.bn1.num_features, self.bn1.num_features, *widths[:3])
         for name, channels in zip(("i", *"01234"), inputs, strict=True):
             interim = "conv_interi_0" if name == "i" else f"conv_inter{name}_0"
             self.add_module(interim, nn.Sequential(*_conv_bn(channels, GRAM)))

@@ -17,8 +17,9 @@ from genimage.detectors import Detector, preset_of
 from genimage.model import VARIANTS, build
 from genimage.parity import flops
 from genimage.pictures import from_tensor, to_tensor
+from genimage.small_photos import GENERATORS
 from genimage.small_runs import SEEDS, Run, benchmark, run
-from genimage.small_set import GENERATORS, mean_spectrum
+from genimage.small_set import mean_spectrum
 from papers_shared.data.cifar10 import load_cifar10
 from papers_shared.tables import schema
 from papers_shared.tables.recipe import Context, Measured

@@ -28,8 +28,9 @@ from genimage.recipes import (
     small_row,
     throughput,
 )
+from genimage.small_photos import GENERATORS
 from genimage.small_runs import DETECTORS, settings
-from genimage.small_set import ASSETS, GENERATORS
+from genimage.small_set import ASSETS
 from papers_shared.tables.command import ReproduceConfig, run_reproduce
 from papers_shared.tables.recipe import Claim, Recipe, Rows, Table
 
