@@ -39,7 +39,7 @@ def quantize_attention(block: nn.Module, bits: int) -> None:
     ALL_ATTENTION_FUNCTIONS.register(name, quantized)
     found = False
     for module in block.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation"):
             if config._attn_implementation not in ("sdpa", name):
                 raise ValueError(
@@ -48,7 +48,7 @@ def quantize_attention(block: nn.Module, bits: int) -> None:
                 )
             own = copy.copy(config)
             own._attn_implementation = name
-            module.config = own  # type: ignore[assignment]
+            module.config = own
             found = True
     if not found:
         raise ValueError(

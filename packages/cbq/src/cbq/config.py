@@ -27,10 +27,10 @@ class QuantizeConfig:
 
     model: str = option(..., MODEL_HELP, positional=True)
     output: Path = option(..., "folder to write", short="-o")
-    bits: str = option("w4a16", "wNaM or wNaMgK: bits of weights, of activations, inputs a scale")
     calib: str = option(
         ..., "text file to calibrate on, or wikitext2 (its valid part); never what is evaluated"
     )
+    bits: str = option("w4a16", "wNaM or wNaMgK: bits of weights, of activations, inputs a scale")
     preset: Literal["best", "paper", "gptq", "rtn"] = option("best", "what all else starts from")
     format: Literal["compressed-tensors", "gptq", "gptq_v2", "float"] = option(
         "compressed-tensors", "of the files written"

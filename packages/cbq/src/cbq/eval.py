@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from cbq.config import EvalConfig
-from cbq.output import is_quantized, load_quantized
+from cbq.output import is_quantized, load_quantized, tokenizer_source
 from cbq.train import pick_device, read_text
 from papers_shared.checkpoints import atomic_path
 from papers_shared.language_models import load_language_model, tokenize
+from papers_shared.language_models.loading import BUILT_IN
 from papers_shared.metrics.perplexity import Perplexity, perplexity
 
 
@@ -30,15 +31,25 @@ def load_any(name: str) -> tuple[Any, Any]:
     """
     if not is_quantized(name):
         return load_language_model(name)
+    return load_quantized(Path(name)), load_tokenizer(tokenizer_source(name))
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a folder or of a built-in model.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if name in BUILT_IN:
+        return load_language_model(name)[1]
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{name} has no tokenizer: copy the tokenizer's files of the float model into it"
         ) from error
-    return load_quantized(Path(name)), tokenizer
 
 
 def evaluate(config: EvalConfig) -> Perplexity:

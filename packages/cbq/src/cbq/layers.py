@@ -109,7 +109,7 @@ class CBQLinear(nn.Module):
         self.act_bits, self.rank, self.hard = act_bits, rank, True
         self.bias = linear.bias
         grouped = start.weight.detach().float().unflatten(1, (-1, grid.group))
-        step, zero = grid.scale.float()[..., None], grid.zero.float()[..., None]
+        step, zero = (t.float()[..., None].clone() for t in (grid.scale, grid.zero))
         # The grid's own division, so that a code of the start is exactly round(W/S) + z.
         lower, logits = split_codes(grouped / step, zero, grid.top)
         if start.kind == "zero":
@@ -208,7 +208,7 @@ class HardLinear(nn.Linear):
         with torch.device("meta"):
             super().__init__(inputs, out, bias is not None)
         self.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        self.bias = bias
+        self.register_parameter("bias", bias)
         self.act_bits = act_bits
         self.register_buffer("act_factor", act_factor, persistent=False)
 

@@ -46,7 +46,12 @@ def runtimes(kind: str, bits: int, act_bits: int, *, symmetric: bool) -> str:
 
 
 def save_quantized(
-    result: Quantized, folder: Path, *, kind: str = "compressed-tensors", tokenizer: Any = None
+    result: Quantized,
+    folder: Path,
+    *,
+    kind: str = "compressed-tensors",
+    tokenizer: Any = None,
+    source: str = "",
 ) -> Path:
     """Write a quantized model, its tokenizer, and ``cbq.json``.
 
@@ -55,6 +60,7 @@ def save_quantized(
         folder: made where it is not there.
         kind: one of FORMATS.
         tokenizer: saved beside the weights if it can be.
+        source: the model's name, noted where the tokenizer cannot be saved.
 
     Raises:
         ValueError: unknown format, or codes that it cannot hold (see export_gptq).
@@ -75,11 +81,12 @@ def save_quantized(
             result.model,
             result.weights,
             folder,
-            checkpoint_format=kind,  # type: ignore[arg-type]
+            checkpoint_format=kind,
             tokenizer=tokenizer,
         )
     described = {
         "format": kind,
+        "tokenizer_of": source if tokenizer is None else "",
         "settings": result.settings.to_dict(),
         "act_factors": result.act_factors,
         "seconds": result.seconds,
@@ -93,6 +100,12 @@ def save_quantized(
 def is_quantized(folder: str | Path) -> bool:
     """Whether ``save_quantized`` wrote this folder."""
     return (Path(folder) / DESCRIPTION).is_file()
+
+
+def tokenizer_source(folder: str | Path) -> str:
+    """Where the tokenizer of a folder is had: the folder itself, or the model it was made from."""
+    described = json.loads((Path(folder) / DESCRIPTION).read_text(encoding="utf-8"))
+    return described["tokenizer_of"] or str(folder)
 
 
 def load_quantized(folder: Path) -> Any:

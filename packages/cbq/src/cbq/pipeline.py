@@ -129,7 +129,7 @@ class _Run:
             )
         self.work: WorkFolder | None = None
         if work is not None:
-            identity = model_identity(model, self.blocks)
+            identity = model_identity(model, list(self.blocks))
             self.work = WorkFolder(work, settings, torch.cat(segments), identity)
         if settings.rotate:
             rotate(model, seed=settings.seed)

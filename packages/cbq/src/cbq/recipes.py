@@ -14,6 +14,7 @@ from torch import Tensor
 from cbq.pipeline import pick_precision, quantize
 from cbq.reconstruct import autocast
 from cbq.settings import Settings, preset
+from cbq.sizes import host_parameters, linear_weights, lora_rounding_values, quantized_bytes
 from papers_shared.language_models import (
     calibration_windows,
     find_blocks,
@@ -36,9 +37,21 @@ SMALL: Mapping[str, Any] = {
 }
 
 
+def counts(context: Context, *, name: str) -> dict[str, Measured]:
+    """Parameters, learned values and gigabytes of one host model."""
+    sizes = {"w4": (4, -1), "w3": (3, -1), "w2": (2, -1), "w2g64": (2, 64)}
+    row = {
+        "params": host_parameters(name),
+        "adaround": linear_weights(name),
+        "lora": lora_rounding_values(name),
+        **{column: quantized_bytes(name, *form) / 1e9 for column, form in sizes.items()},
+    }
+    return {column: Measured(value) for column, value in row.items()}
+
+
 @functools.cache
 def _tokens(model: str, split: str) -> torch.Tensor:
-    return tokenize(load_language_model(model)[1], wikitext2(split))  # type: ignore[arg-type]
+    return tokenize(load_language_model(model)[1], wikitext2(split))
 
 
 @functools.cache

@@ -83,7 +83,7 @@ def observe(
         before.clear()
     for name, owner in owners.items():
         for kind in (found.squares, found.largest, found.smallest, found.hessians):
-            kind[name] = kind[owner]  # type: ignore[index]
+            kind[name] = kind[owner]
     return found, after
 
 
@@ -182,11 +182,9 @@ def _compensated(weight: Tensor, hessian: Tensor, grid: Grid, settings: Settings
     """The columns that GPTQ holds at the moment it rounds each, on this very grid."""
     if grid.group == weight.shape[1]:
         rule = FixedGrid(grid)
-        return gptq(weight, hessian, rule, damping=settings.damping).compensated  # type: ignore[arg-type]
+        return gptq(weight, hessian, rule, damping=settings.damping).compensated
     rule = GroupedGrid(grid)
-    return gptq(  # type: ignore[arg-type]
-        weight, hessian, rule, damping=settings.damping, static_groups=True
-    ).compensated
+    return gptq(weight, hessian, rule, damping=settings.damping, static_groups=True).compensated
 
 
 class GroupedGrid(FixedGrid):

@@ -82,7 +82,7 @@ def read_text(name: str, part: str) -> str:
         ValueError: it is not UTF-8.
     """
     if name == "wikitext2":
-        return wikitext2(part)  # type: ignore[arg-type]
+        return wikitext2(part)
     path = Path(name)
     if not path.is_file():
         raise FileNotFoundError(f"no text file {name}; give a file, or wikitext2")
@@ -125,7 +125,9 @@ def train(config: QuantizeConfig) -> Quantized:
         result = quantize(
             model, segments, settings, device=device, work=work, budget=budget, progress=show
         )
-        save_quantized(result, config.output, kind=config.format, tokenizer=tokenizer)
+        save_quantized(
+            result, config.output, kind=config.format, tokenizer=tokenizer, source=config.model
+        )
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(

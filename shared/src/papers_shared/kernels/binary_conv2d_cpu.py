@@ -13,16 +13,6 @@ its OpenMP calls find torch's own runtime in the process, clang's would bring in
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib.machinery
-import importlib.util
-import os
-import shutil
-import subprocess
-import sys
-import sysconfig
-import tempfile
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -30,18 +20,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from papers_shared.assets import cache_folder
+from papers_shared.kernels.cpu_extension import ExtensionError, load_extension
 from papers_shared.kernels.layout import memory_format
+
+__all__ = ["CpuConvolution", "ExtensionError", "extension", "paths"]
 
 if TYPE_CHECKING:
     from papers_shared.kernels.binary_conv2d import Operands
 
 _BLOCK = 16  # output channels that the kernel computes together: kBlock in csrc
 _FLAGS = ["-O3", "-ffp-contract=off"]  # no fused multiply-adds: paths and reference round alike
-
-
-class ExtensionError(RuntimeError):
-    """The C++ extension cannot be built, loaded or run here; the message says why."""
 
 
 def paths() -> list[str]:
@@ -118,57 +106,4 @@ def extension() -> ModuleType:
     Raises:
         ExtensionError: no compiler or no ninja, or the build failed.
     """
-    folder = Path(__file__).parent / "csrc"
-    sources = sorted(folder.iterdir())
-    stamp = hashlib.sha256(f"{torch.__version__} {sys.version} {_FLAGS}".encode())
-    for source in sources:
-        stamp.update(source.read_bytes())
-    name = f"papers_binary_conv2d_{stamp.hexdigest()[:12]}"
-    library = cache_folder() / "extensions" / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if not library.exists():
-        _build(name, [source for source in sources if source.suffix == ".cpp"], library)
-    return _import(name, library)
-
-
-def _import(name: str, library: Path) -> ModuleType:
-    loader = importlib.machinery.ExtensionFileLoader(name, str(library))
-    spec = importlib.util.spec_from_loader(name, loader)
-    assert spec is not None  # a loader was given
-    try:
-        module = importlib.util.module_from_spec(spec)
-        loader.exec_module(module)
-    except ImportError as error:
-        raise ExtensionError(f"{library} cannot be loaded ({error}); delete it") from error
-    return module
-
-
-def _build(name: str, sources: list[Path], library: Path) -> None:
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
-        raise ExtensionError(
-            f"no C++ compiler {compiler!r} found: install g++ or clang++, or set CXX"
-        )
-    from torch.utils import cpp_extension
-
-    if shutil.which("ninja") is None:  # pip installs it beside this Python, maybe not on PATH
-        os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
-    print(f"compiling {name} into {library.parent} (once)", file=sys.stderr)
-    try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        # A folder of its own and a rename: builds at the same time, or a killed one, do no harm.
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            cpp_extension.load(
-                name=name,
-                sources=[str(source) for source in sources],
-                extra_cflags=_FLAGS + (["-fopenmp"] if _is_gcc(compiler) else []),
-                build_directory=folder,
-            )
-            os.replace(Path(folder) / f"{name}.so", library)
-    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise ExtensionError(f"the C++ extension was not built: {last}") from error
-
-
-def _is_gcc(compiler: str) -> bool:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    return "Free Software Foundation" in version.stdout
+    return load_extension("papers_binary_conv2d", "binary_conv2d.cpp", flags=_FLAGS)

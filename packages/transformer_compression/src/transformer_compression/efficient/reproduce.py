@@ -12,7 +12,7 @@ SETTINGS: dict[str, Any] = {
     "width": 128,
     "layers": 4,
     "heads": 4,
-    "steps": 120,
+    "steps": 80,
     "batch": 8,
     "length": 128,
     "windows": 64,

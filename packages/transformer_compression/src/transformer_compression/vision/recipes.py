@@ -6,12 +6,13 @@ import copy
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from papers_shared.data.cifar10 import load_cifar10
+from papers_shared.data.cifar10 import Cifar10, load_cifar10
 from papers_shared.tables.recipe import Context, Measured, Needs
 from transformer_compression.compressing import compress_in_turn
 from transformer_compression.core import Data
@@ -44,9 +45,14 @@ def shipped_vit() -> nn.Module:
     return load_vit()
 
 
+@cache  # unpacking the pictures takes seconds
+def _split(split: Literal["train", "test"]) -> Cifar10:
+    return load_cifar10(split)
+
+
 def calibration(pictures: int, *, seed: int, batch: int = 32) -> Data:
     """Training pictures drawn at random, normalised, with labels."""
-    train = load_cifar10("train")
+    train = _split("train")
     draw = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(train.images), generator=draw)[:pictures]
     images = normalise(train.images[chosen])
@@ -54,7 +60,7 @@ def calibration(pictures: int, *, seed: int, batch: int = 32) -> Data:
 
 
 def _scored(model: nn.Module, pictures: int) -> Accuracy:
-    return accuracy(model.eval(), *exact_test_pictures(limit=pictures))
+    return accuracy(model.eval(), *exact_test_pictures(_split("test"), limit=pictures))
 
 
 def _row(
@@ -127,7 +133,7 @@ def random_merging_row(context: Context) -> dict[str, Measured]:
 
 def training_batches(seed: int, *, batch: int) -> Any:
     """``batches(step)``: augmented, normalised training pictures and labels, drawn at random."""
-    train = load_cifar10("train")
+    train = _split("train")
     draw = torch.Generator().manual_seed(seed)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
