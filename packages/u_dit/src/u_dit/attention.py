@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from papers_shared.kernels.depthwise_conv2d import depthwise_conv2d
@@ -41,6 +42,20 @@ class Downsampler(nn.Module):
         else:
             y = self.layer(x)
         return x + y if self.shortcut else y
+
+
+@torch.no_grad()
+def fold_shortcuts(network: nn.Module) -> None:
+    """Put every depthwise downsampler's shortcut into its kernel, as a 1 in the centre.
+
+    Source: u_dit sheet 3.6.
+    """
+    for module in network.modules():
+        if isinstance(module, Downsampler) and module.shortcut and module.layer.groups > 1:
+            weight = module.layer.weight.detach().clone()
+            weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2] += 1
+            module.layer.weight = nn.Parameter(weight, requires_grad=False)
+            module.shortcut = False
 
 
 class DownsampledAttention(GridAttention):

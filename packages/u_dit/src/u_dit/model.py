@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import lcm
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from papers_shared.diffusion.udit_unet import (
@@ -22,7 +23,7 @@ from papers_shared.diffusion.udit_unet import (
     adaln_modulation,
 )
 from papers_shared.networks.rep_ffn import Mlp, RepLeFFN, merge_ffns
-from u_dit.attention import DownsampledAttention
+from u_dit.attention import DownsampledAttention, fold_shortcuts
 from u_dit.dit import DiT, DiTConfig
 
 M = TypeVar("M", bound=nn.Module)
@@ -85,8 +86,10 @@ class Config:
         return asdict(self)
 
     def merged(self) -> Config:
-        """Of the same network with merged feed-forward nets."""
-        return replace(self, rep=0) if self.ffn_type == "rep" else self
+        """Of the same network as ``fuse`` makes it."""
+        folded = self.down_shortcut and not self.downsampler.startswith("dwconv")
+        rep = 0 if self.ffn_type == "rep" else self.rep
+        return replace(self, rep=rep, down_shortcut=folded)
 
     @property
     def out_channels(self) -> int:
@@ -198,17 +201,21 @@ def build(config: Config | DiTConfig | Mapping[str, Any]) -> UDiT | DiT:
 def fuse(model: M) -> M:
     """A copy for inference, every feed-forward net merged into 1x1, 5x5 depthwise, 1x1.
 
+    The downsamplers' shortcuts go into their kernels, too, and weights are laid out channels last.
+
     The paper counts this form ("Params", GFLOPs). The network itself is left as it is, and
     ``train()`` and ``eval()`` change nothing; the authors' ``eval()`` changes weights in place.
 
     Source: u_dit sheet 3.6.
     """
     made = merge_ffns(model)
+    fold_shortcuts(made)
+    made = made.to(memory_format=torch.channels_last)
     if isinstance(made, UDiT):
         made.options = made.options.merged()
         register: Any = getattr(made, "register_to_config", None)
         if register is not None:  # a diffusers model keeps a configuration, too
-            register(rep=made.options.rep)
+            register(rep=made.options.rep, down_shortcut=made.options.down_shortcut)
     return made
 
 

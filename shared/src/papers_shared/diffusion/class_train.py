@@ -66,7 +66,7 @@ def network_config(config: ClassTrainConfig, family: ClassFamily, examples: Exam
 
 def recompute_blocks(model: nn.Module) -> None:
     """Let every block of a network keep its input alone and be computed again on the way back."""
-    for level in model.modules():
+    for level in model.children():
         if isinstance(level, nn.ModuleList):
             for block in level:
                 whole = block.forward
@@ -135,7 +135,9 @@ def train_network(config: ClassTrainConfig, family: ClassFamily, *, network: Any
         save_every=config.save_every,
         tensorboard=config.tensorboard,
     )
-    model = family.build(network).to(memory_format=torch.channels_last)
+    model = family.build(network)
+    if not config.fsdp:  # which cannot cut weights of that layout
+        model = model.to(memory_format=torch.channels_last)
     if config.init:
         left_out = start_from(model, family, config.init)
         if left_out and run.is_main:

@@ -36,7 +36,7 @@ def shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """Cut a network's weights over the processes, block by block; to be done before its optimizer.
 
     Args:
-        model: its blocks are the entries of its ``ModuleList``s.
+        model: its blocks are the entries of the ``ModuleList``s among its children.
         accelerator: accelerate's, which has set up the processes.
 
     Raises:
@@ -49,7 +49,7 @@ def shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
         raise ValueError("--fsdp needs several processes: torchrun --nproc_per_node 2 -m ...")
     model.to(accelerator.device)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for module in model.modules():
+    for module in model.children():
         if isinstance(module, nn.ModuleList):
             for block in module:
                 fully_shard(block, mesh=mesh)
