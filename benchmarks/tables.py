@@ -232,6 +232,27 @@ def dukd_step(data: dict[str, Any]) -> Iterator[str]:
     yield from table(head, rows)
 
 
+def packed_linear(data: dict[str, Any]) -> Iterator[str]:
+    """Milliseconds at batch 1, the bytes read and how long reading them takes."""
+    rows = []
+    for case in data["results"]:
+        for name, found in case["candidates"].items():
+            rows.append(
+                [
+                    f"{case['size']}",
+                    name,
+                    f"{found['milliseconds']:.3f}",
+                    f"{found['bytes'] / 1e6:.2f}",
+                    f"{found['bound_milliseconds']:.3f}",
+                    f"{found['times_faster_than_float32']:.1f}x",
+                ]
+            )
+    yield f"One thread, batch 1; load of the machine {data['machine']['load']:.1f}."
+    yield ""
+    head = ["inputs and outputs", "candidate", "ms", "MB read", "reading them, ms"]
+    yield from table([*head, "faster than float32"], rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "binary_conv": binary_conv,
     "imresize": imresize,
@@ -240,6 +261,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "lipt_attention": lipt_attention,
     "lipt_networks": lipt_networks,
     "dukd_step": dukd_step,
+    "packed_linear": packed_linear,
 }
 
 

@@ -7,6 +7,8 @@ import io
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from genimage.augment import jensen_shannon_loss, random_resized_crop
 from genimage.degradations import PAPER, BlurJpeg, Degradation, jpeg
 from genimage.formats import jpeg_quality, read_format
@@ -14,7 +16,6 @@ from genimage.index import Entry
 from genimage.loading import Matching
 from genimage.pictures import Geometry, Unreadable, decode, open_header, to_tensor
 from genimage.spectrum import band_mask, log_spectrum
-from PIL import Image
 
 
 def encoded(picture: Image.Image, kind: str, **options) -> bytes:

@@ -32,6 +32,7 @@ class StoriesTokenizer:
         self.pieces, self.scores = pieces, scores
         self.ids = {piece: index for index, piece in enumerate(pieces)}
         self.bos_token_id, self.eos_token_id = BOS, EOS
+        self._words: dict[str, list[int]] = {}  # a text has few different words
 
     @classmethod
     def read(cls, path: Path) -> StoriesTokenizer:
@@ -50,7 +51,9 @@ class StoriesTokenizer:
         ids = [BOS] if add_special_tokens else []
         words = (" " + text).replace(" ", "\0 ").split("\0")[1:]
         for word in words:
-            ids += self._merge(word)
+            if word not in self._words:
+                self._words[word] = self._merge(word)
+            ids += self._words[word]
         return ids
 
     def _merge(self, word: str) -> list[int]:

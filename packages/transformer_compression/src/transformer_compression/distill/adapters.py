@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from transformer_compression.core import Data, Outcome
 from transformer_compression.distill.language import Loss, distil, student_of
@@ -92,7 +92,7 @@ def _batches(data: Data) -> Callable[[int], tuple[Tensor, Tensor]]:
 
 
 def vision(
-    model: nn.Module,
+    model: Any,
     data: Data,
     *,
     loss: VisionLoss,
@@ -103,7 +103,7 @@ def vision(
     temperature: float,
     seed: int,
 ) -> Outcome:
-    student = vit_student_of(model, range(0, len(model.blocks), every))  # type: ignore[arg-type]
+    student = vit_student_of(model, range(0, len(model.blocks), every))
     report = distil_vit(
         student,
         model,
@@ -127,9 +127,7 @@ def for_resnet(pictures: Tensor) -> Tensor:
     return (pictures * scale + shift - mean) / std
 
 
-def from_cnn(
-    model: nn.Module, data: Data, *, steps: int, lr: float, alpha: float, hard: bool
-) -> Outcome:
+def from_cnn(model: Any, data: Data, *, steps: int, lr: float, alpha: float, hard: bool) -> Outcome:
     student = copy.deepcopy(model)
     report = distil_vit(
         student,

@@ -41,10 +41,12 @@ class ResNet20(nn.Module):
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         widths = (16, 16, 32, 64)
+        layers = []
         for stage in (1, 2, 3):
             blocks = [_Block(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)]
             blocks += [_Block(widths[stage], widths[stage], 1) for _ in range(2)]
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+            layers.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = layers
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:

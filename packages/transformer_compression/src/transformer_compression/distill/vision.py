@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,33 +29,32 @@ class VitDistilReport:
     seconds: float = 0.0
 
 
-def vit_student_of(teacher: nn.Module, blocks: Sequence[int]) -> nn.Module:
+def vit_student_of(teacher: Any, blocks: Sequence[int]) -> Any:
     """A copy of a timm vision transformer with some of its blocks.
 
     Raises:
         ValueError: no blocks, or one that the teacher does not have.
     """
     check_vit(teacher)
-    depth = len(teacher.blocks)  # type: ignore[arg-type]
+    depth = len(teacher.blocks)
     if not blocks or not set(blocks) <= set(range(depth)):
         raise ValueError(f"blocks {list(blocks)}: expected some of 0 to {depth - 1}")
     student = copy.deepcopy(teacher)
-    student.blocks = nn.Sequential(*[student.blocks[i] for i in blocks])  # type: ignore[index]
+    student.blocks = nn.Sequential(*[student.blocks[i] for i in blocks])
     return student
 
 
-def _outputs(model: nn.Module) -> tuple[list[Tensor], list[torch.utils.hooks.RemovableHandle]]:
+def _outputs(model: Any) -> tuple[list[Tensor], list[torch.utils.hooks.RemovableHandle]]:
     found: list[Tensor] = []
     handles = [
-        block.register_forward_hook(lambda _m, _i, out: found.append(out))
-        for block in model.blocks  # type: ignore[union-attr]
+        block.register_forward_hook(lambda _m, _i, out: found.append(out)) for block in model.blocks
     ]
     return found, handles
 
 
 def distil_vit(
-    student: nn.Module,
-    teacher: nn.Module,
+    student: Any,
+    teacher: Any,
     batches: Callable[[int], tuple[Tensor, Tensor]],
     *,
     loss: Loss = "logits",
@@ -110,7 +109,7 @@ def distil_vit(
     device = next(student.parameters()).device
     student.train()
     if loss == "token":
-        student.set_distilled_training(True)  # type: ignore[operator]
+        student.set_distilled_training(True)
     teacher.eval()
     optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -166,15 +165,15 @@ def distil_vit(
         for handle in handles:
             handle.remove()
     if loss == "token":
-        student.set_distilled_training(False)  # type: ignore[operator]
+        student.set_distilled_training(False)
     student.eval()
     report.seconds = time.perf_counter() - start
     return report
 
 
-def _pairs(student: nn.Module, teacher: nn.Module) -> list[tuple[int, int]]:
+def _pairs(student: Any, teacher: Any) -> list[tuple[int, int]]:
     """The first and the last blocks of both, as many from either end as fit."""
-    shallow, deep = len(student.blocks), len(teacher.blocks)  # type: ignore[arg-type]
+    shallow, deep = len(student.blocks), len(teacher.blocks)
     half = min(4, max(1, shallow // 2))
     front = [(i, i) for i in range(half)]
     return front + [(shallow - i, deep - i) for i in range(half, 0, -1) if shallow - i >= half]

@@ -69,7 +69,8 @@ class MixerModel(nn.Module):
         out = []
         for t in range(tokens.shape[1]):
             x = self.embed(tokens[:, t : t + 1]) + self.places.weight[t]
-            for index, block in enumerate(self.blocks):
+            for index, module in enumerate(self.blocks):
+                block: Any = module
                 mixed, states[index] = block.mixer.step(block.norm1(x), states[index])
                 x = x + mixed
                 x = x + block.ffn(block.norm2(x))

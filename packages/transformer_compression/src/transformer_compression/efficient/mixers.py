@@ -76,8 +76,11 @@ class LocalAttention(_HeadMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        options = {"window": self.window, "global_tokens": self.global_tokens}
-        return self.finish(window_attention(*self.project(x), **options, causal=self.causal))
+        q, k, v = self.project(x)
+        out = window_attention(
+            q, k, v, window=self.window, global_tokens=self.global_tokens, causal=self.causal
+        )
+        return self.finish(out)
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One token (B, 1, D) -> its output and the cache, which stops growing."""

@@ -71,7 +71,7 @@ def filled_state(mixer: Any, x: torch.Tensor) -> Any:
 def mixer_row(context: Context) -> dict[str, Measured]:
     """Bits per byte of a small byte model, several seeds, and what its mixer costs."""
     settings = context.settings
-    train, test = (wikitext2(split).encode() for split in ("valid", "test"))  # type: ignore[arg-type]
+    train, test = (wikitext2(split).encode() for split in ("valid", "test"))
     scores = []
     for repetition in range(settings["seeds"]):
         seed = context.seed + repetition

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from papers_shared.quantization import GridRule
 from transformer_compression.core import Data, Outcome
 from transformer_compression.prune.context import apply_h2o
@@ -18,12 +16,12 @@ from transformer_compression.prune.tome import apply_tome, merge_schedule
 from transformer_compression.prune.vit import prune_vit_structured, prune_vit_weights
 
 
-def is_vit(model: nn.Module) -> bool:
+def is_vit(model: Any) -> bool:
     """Whether the model is a timm vision transformer (else it is taken for a language model)."""
     return hasattr(model, "patch_embed") and hasattr(model, "blocks")
 
 
-def _outcome(model: nn.Module, report: PruneReport) -> Outcome:
+def _outcome(model: Any, report: PruneReport) -> Outcome:
     return Outcome(
         model,
         matrix_bytes={f"{name}.weight": size for name, size in report.layer_bytes.items()},
@@ -34,7 +32,7 @@ def _outcome(model: nn.Module, report: PruneReport) -> Outcome:
 
 
 def _weights(
-    model: nn.Module, data: Data, method: Method, pattern: str, grid: GridRule | None = None
+    model: Any, data: Data, method: Method, pattern: str, grid: GridRule | None = None
 ) -> Outcome:
     if is_vit(model):
         made = prune_vit_weights(model, data.batches, method=method, pattern=pattern, grid=grid)
@@ -50,19 +48,19 @@ def _weights(
     return _outcome(model, made)
 
 
-def magnitude(model: nn.Module, data: Data, *, pattern: str) -> Outcome:
+def magnitude(model: Any, data: Data, *, pattern: str) -> Outcome:
     return _weights(model, data, "magnitude", pattern)
 
 
-def wanda(model: nn.Module, data: Data, *, pattern: str) -> Outcome:
+def wanda(model: Any, data: Data, *, pattern: str) -> Outcome:
     return _weights(model, data, "wanda", pattern)
 
 
-def sparsegpt(model: nn.Module, data: Data, *, pattern: str) -> Outcome:
+def sparsegpt(model: Any, data: Data, *, pattern: str) -> Outcome:
     return _weights(model, data, "sparsegpt", pattern)
 
 
-def sparsegpt_joint(model: nn.Module, data: Data, *, pattern: str, bits: int) -> Outcome:
+def sparsegpt_joint(model: Any, data: Data, *, pattern: str, bits: int) -> Outcome:
     grid = GridRule(bits, -1, False, rule="gptq", search="none")
     return _weights(model, data, "sparsegpt", pattern, grid)
 
@@ -132,12 +130,12 @@ def h2o(model: Any, data: Data, *, heavy: int, recent: int) -> Outcome:
     )
 
 
-def tome(model: nn.Module, data: Data, *, r: int, proportional: bool) -> Outcome:
+def tome(model: Any, data: Data, *, r: int, proportional: bool) -> Outcome:
     apply_tome(model, r, proportional=proportional)
-    schedule = merge_schedule(r, len(model.blocks))  # type: ignore[arg-type]
+    schedule = merge_schedule(r, len(model.blocks))
     return Outcome(model, notes=[f"merges {schedule} tokens in its blocks"])
 
 
-def evit(model: nn.Module, data: Data, *, keep: float, fuse: bool) -> Outcome:
+def evit(model: Any, data: Data, *, keep: float, fuse: bool) -> Outcome:
     apply_evit(model, keep, fuse=fuse)
     return Outcome(model, notes=[f"keeps {keep:g} of the tokens three times"])

@@ -117,10 +117,10 @@ def apply_h2o(model: Any, *, heavy: int, recent: int) -> Any:
         if cache is not None:
             if len(query) != 1:
                 raise ValueError(f"H2O decodes one sequence at a time, not {len(query)}")
-            held, tracker = trackers.get(module.layer_idx, (None, None))
-            if held is None or held() is not cache:
-                tracker = H2OCache(heavy=heavy, recent=recent)
-                trackers[module.layer_idx] = weakref.ref(cache), tracker
+            if module.layer_idx not in trackers or trackers[module.layer_idx][0]() is not cache:
+                fresh = H2OCache(heavy=heavy, recent=recent)
+                trackers[module.layer_idx] = weakref.ref(cache), fresh
+            tracker = trackers[module.layer_idx][1]
             index = tracker.update(attention[0].detach().float(), key.shape[1])
             layer = cache.layers[module.layer_idx]
             places = index[None, ..., None].expand(1, -1, -1, key.shape[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -167,7 +168,7 @@ def _evit(case: Case) -> Iterator[Part]:
         config["heads"],
         mlp_ratio=config["mlp_ratio"],
         qkv_bias=config["qkv_bias"],
-        norm_layer=lambda dim, **kw: torch.nn.LayerNorm(dim, eps=config["layer_norm_eps"]),
+        norm_layer=partial(torch.nn.LayerNorm, eps=config["layer_norm_eps"]),  # type: ignore[arg-type]
     )
     x = tensors.pop("evit.x")
     block.load_state_dict({k.removeprefix("evit."): v for k, v in tensors.items()})
@@ -218,7 +219,7 @@ def _h2o(case: Case) -> Iterator[Part]:
     for step in range(1, len(scores)):
         cached = cache.positions.shape[1] + 1
         cache.update((2 * scores[step, 0, :, :1, :cached]).softmax(-1))
-    ours = {
+    ours: dict[str, Any] = {
         "kept_positions_first": first,
         "kept_positions_last": cache.positions,
         "score": cache.scores,

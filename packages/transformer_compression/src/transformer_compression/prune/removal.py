@@ -41,7 +41,7 @@ def channels_of(heads: Sequence[int], head_dim: int) -> list[int]:
     return [head * head_dim + i for head in heads for i in range(head_dim)]
 
 
-def remove_heads(attention: nn.Module, removed: Sequence[int]) -> None:
+def remove_heads(attention: Any, removed: Sequence[int]) -> None:
     """Take key/value heads out of a Llama attention, each with all its query heads, in place."""
     hd = attention.head_dim
     share = attention.num_key_value_groups
@@ -57,7 +57,7 @@ def remove_heads(attention: nn.Module, removed: Sequence[int]) -> None:
     shrink_linear(attention.o_proj, columns=queries)
 
 
-def remove_channels(mlp: nn.Module, removed: Sequence[int]) -> None:
+def remove_channels(mlp: Any, removed: Sequence[int]) -> None:
     """Take channels out of a gated FFN, in place."""
     stay = kept(mlp.gate_proj.out_features, removed)
     if not stay:
@@ -114,7 +114,7 @@ def _as_mistral(model: Any, size: Sequence[int]) -> Any:
         )
     apart = {"model_type", "architectures", "transformers_version", *FIELDS}
     same = {k: v for k, v in config.to_dict().items() if k not in apart}
-    sizes = dict(zip(FIELDS, size, strict=True))
+    sizes: dict[str, Any] = dict(zip(FIELDS, size, strict=True))
     state = model.state_dict()
     made = MistralForCausalLM(MistralConfig(**{**same, "sliding_window": None}, **sizes))
     made.load_state_dict(state)

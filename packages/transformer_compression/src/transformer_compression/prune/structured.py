@@ -61,7 +61,7 @@ class StructuredReport:
     seconds: float = 0.0
 
 
-def language_loss(model: nn.Module, tokens: Tensor) -> Tensor:
+def language_loss(model: Any, tokens: Tensor) -> Tensor:
     """Mean next-token cross entropy of token ids (B, T)."""
     logits = model(tokens, use_cache=False).logits[:, :-1]
     return nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
@@ -157,7 +157,7 @@ class _Plan:
 
     def apply(
         self,
-        block: nn.Module,
+        block: Any,
         index: int,
         heads: Tensor,
         channels: Tensor,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from transformer_compression.prune.tome import attend, check_vit, replace_blocks
 
@@ -52,7 +53,7 @@ def select_tokens(x: Tensor, probabilities: Tensor, keep: float, *, fuse: bool =
 
 
 def evit_block(
-    block: nn.Module, x: Tensor, *, keep: float = 1.0, fuse: bool = True
+    block: Any, x: Tensor, *, keep: float = 1.0, fuse: bool = True
 ) -> tuple[Tensor, Tensor]:
     """A timm block that drops tokens after its attention and before its MLP.
 
@@ -68,12 +69,12 @@ def evit_block(
 
 
 def apply_evit(
-    model: nn.Module,
+    model: Any,
     keep: float = 0.7,
     *,
     blocks: Sequence[int] | None = None,
     fuse: bool = True,
-) -> nn.Module:
+) -> Any:
     """Make a timm vision transformer drop tokens, in place; weights stay as they are.
 
     Args:
@@ -93,10 +94,10 @@ def apply_evit(
         raise ValueError("EViT ranks tokens by the class token's attention; the model has none")
     if not 0 < keep <= 1:
         raise ValueError(f"keep is {keep}, expected 0 < keep <= 1")
-    depth = len(model.blocks)  # type: ignore[arg-type]
+    depth = len(model.blocks)
     places = [depth * i // 4 for i in (1, 2, 3)] if blocks is None else list(blocks)
 
-    def forward(block: nn.Module, index: int, x: Tensor) -> Tensor:
+    def forward(block: Any, index: int, x: Tensor) -> Tensor:
         return evit_block(block, x, keep=keep if index in places else 1.0, fuse=fuse)[0]
 
     replace_blocks(model, forward)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Mode = Literal["sum", "mean", "amax"]
 Form = Literal["code", "paper"]
@@ -157,9 +157,7 @@ def merge_schedule(r: int | tuple[int, float] | Sequence[int], layers: int) -> l
     return [*r, *[0] * (layers - len(r))]
 
 
-def attend(
-    attention: nn.Module, x: Tensor, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def attend(attention: Any, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """timm's attention, with what it keeps to itself.
 
     Args:
@@ -193,7 +191,7 @@ class ToMeState:
     size: Tensor | None = None
 
 
-def _tome_block(block: nn.Module, index: int, state: ToMeState, x: Tensor) -> Tensor:
+def _tome_block(block: Any, index: int, state: ToMeState, x: Tensor) -> Tensor:
     if index == 0 or state.size is None:
         state.size = torch.ones_like(x[..., :1])
     bias = state.size.log()[:, None, None, :, 0] if state.proportional else None
@@ -209,7 +207,7 @@ def _tome_block(block: nn.Module, index: int, state: ToMeState, x: Tensor) -> Te
     return x + block.ls2(block.mlp(block.norm2(x)))
 
 
-def check_vit(model: nn.Module) -> None:
+def check_vit(model: Any) -> None:
     """Raise ValueError unless ``model`` is a timm vision transformer with plain attention."""
     blocks = getattr(model, "blocks", None)
     plain = blocks is not None and all(
@@ -222,15 +220,15 @@ def check_vit(model: nn.Module) -> None:
         )
 
 
-def replace_blocks(model: nn.Module, forward: Callable[[nn.Module, int, Tensor], Tensor]) -> None:
+def replace_blocks(model: Any, forward: Callable[[Any, int, Tensor], Tensor]) -> None:
     """Let every block compute ``forward(block, index, x)``; parameters and names stay."""
-    for index, block in enumerate(model.blocks):  # type: ignore[arg-type]
+    for index, block in enumerate(model.blocks):
         block.forward = partial(_call, forward, block, index)
 
 
 def _call(
-    forward: Callable[[nn.Module, int, Tensor], Tensor],
-    block: nn.Module,
+    forward: Callable[[Any, int, Tensor], Tensor],
+    block: Any,
     index: int,
     x: Tensor,
     **_: object,
@@ -238,19 +236,19 @@ def _call(
     return forward(block, index, x)
 
 
-def restore_blocks(model: nn.Module) -> None:
+def restore_blocks(model: Any) -> None:
     """Undo ``replace_blocks``."""
-    for block in model.blocks:  # type: ignore[union-attr]
+    for block in model.blocks:
         block.__dict__.pop("forward", None)
 
 
 def apply_tome(
-    model: nn.Module,
+    model: Any,
     r: int | tuple[int, float] | Sequence[int] = 8,
     *,
     proportional: bool = True,
     random: torch.Generator | None = None,
-) -> nn.Module:
+) -> Any:
     """Make a timm vision transformer merge tokens, in place; weights stay as they are.
 
     Args:
@@ -266,12 +264,12 @@ def apply_tome(
         ValueError: another architecture.
     """
     check_vit(model)
-    layers = len(model.blocks)  # type: ignore[arg-type]
+    layers = len(model.blocks)
     distilled = getattr(model, "dist_token", None) is not None
     schedule = merge_schedule(r, layers)
     state = ToMeState(schedule, proportional, distilled, random)
 
-    def forward(block: nn.Module, index: int, x: Tensor) -> Tensor:
+    def forward(block: Any, index: int, x: Tensor) -> Tensor:
         return _tome_block(block, index, state, x)
 
     replace_blocks(model, forward)

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from papers_shared.complexity import count_parameters
 from papers_shared.language_models import block_linears
@@ -27,9 +28,9 @@ class _Stop(Exception):
 
 @torch.no_grad()
 def observe_block(
-    model: nn.Module,
+    model: Any,
     batches: Sequence[Tensor],
-    block: nn.Module,
+    block: Any,
     observe: Callable[[str, Tensor], None],
 ) -> None:
     """Show what each linear layer of a block gets when the model sees the batches.
@@ -63,17 +64,15 @@ def observe_block(
             handle.remove()
 
 
-def vit_groups(
-    model: nn.Module, batches: Sequence[Tensor]
-) -> Iterator[tuple[str, nn.Module, Observe]]:
+def vit_groups(model: Any, batches: Sequence[Tensor]) -> Iterator[tuple[str, Any, Observe]]:
     """The blocks in order, each seen through those before it as they are by then."""
     check_vit(model)
-    for index, block in enumerate(model.blocks):  # type: ignore[arg-type]
+    for index, block in enumerate(model.blocks):
         yield f"blocks.{index}", block, partial(observe_block, model, batches, block)
 
 
 def prune_vit_weights(
-    model: nn.Module,
+    model: Any,
     batches: Sequence[Tensor] = (),
     *,
     method: Method = "wanda",
@@ -111,7 +110,7 @@ class VitStructuredReport:
 
 @torch.no_grad()
 def prune_vit_structured(
-    model: nn.Module,
+    model: Any,
     batches: Sequence[Tensor],
     *,
     ratio: float = 0.25,
@@ -175,7 +174,7 @@ def prune_vit_structured(
     return report
 
 
-def _cut_heads(attention: nn.Module, stay: Sequence[int]) -> None:
+def _cut_heads(attention: Any, stay: Sequence[int]) -> None:
     channels = channels_of(stay, attention.head_dim)
     width = attention.attn_dim
     shrink_linear(attention.qkv, rows=[part * width + c for part in range(3) for c in channels])
@@ -183,14 +182,14 @@ def _cut_heads(attention: nn.Module, stay: Sequence[int]) -> None:
     attention.num_heads, attention.attn_dim = len(stay), len(channels)
 
 
-def fit_to(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+def fit_to(model: Any, state: dict[str, Tensor]) -> Any:
     """Cut a freshly built timm vision transformer to a pruned state dict and load it.
 
     Raises:
         ValueError: a layer of the state dict is larger than the model's.
     """
     check_vit(model)
-    for index, block in enumerate(model.blocks):  # type: ignore[arg-type]
+    for index, block in enumerate(model.blocks):
         attn, mlp = block.attn, block.mlp
         heads = state[f"blocks.{index}.attn.proj.weight"].shape[1] // attn.head_dim
         channels = state[f"blocks.{index}.mlp.fc1.weight"].shape[0]

@@ -139,7 +139,7 @@ CLAIMS = [
 # --- tokens: multiply-accumulates at the papers' sizes -------------------------------------------
 
 WIDTHS = {"deit_ti": 192, "deit_s": 384, "deit_b": 768}
-IMAGENET = {"depth": 12, "tokens": 197, "patch_inputs": 768, "classes": 1000}
+IMAGENET: dict[str, Any] = {"depth": 12, "tokens": 197, "patch_inputs": 768, "classes": 1000}
 
 
 def merging_macs(context: Context, *, r: int) -> dict[str, Measured]:

@@ -26,6 +26,7 @@ def train(config: VisionTrainConfig) -> int:
         FileNotFoundError: CIFAR-10 is not here; the message says how to get it.
     """
     from dataclasses import asdict
+    from typing import Any
 
     import torch
     import torch.nn.functional as F
@@ -61,8 +62,9 @@ def train(config: VisionTrainConfig) -> int:
         load_strict(model, load_state_dict(config.init), what=str(config.init))
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices}, {"params": others, "weight_decay": 0.0}],
+        groups,
         lr=config.lr,
         weight_decay=config.weight_decay,
     )

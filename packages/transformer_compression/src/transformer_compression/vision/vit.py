@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from papers_shared.checkpoints import file_metadata, load_state_dict, load_strict
 from papers_shared.workspace import package_folder
 
@@ -28,7 +26,7 @@ def build_vit(
     num_classes: int = 10,
     token_drop: float = 0.0,
     fused_attention: bool = False,
-) -> nn.Module:
+) -> Any:
     """timm's ``VisionTransformer`` for small pictures: (B, 3, S, S) -> logits (B, classes).
 
     Args:
@@ -52,7 +50,8 @@ def build_vit(
         num_classes=num_classes,
         patch_drop_rate=token_drop,
     )
-    for block in model.blocks:
+    blocks: Any = model.blocks
+    for block in blocks:
         block.attn.fused_attn = fused_attention
     return model
 
@@ -63,7 +62,7 @@ def path_of(name: str) -> Path:
     return shipped if shipped.is_file() else Path(name)
 
 
-def load_vit(name: str = SHIPPED) -> nn.Module:
+def load_vit(name: str = SHIPPED) -> Any:
     """A small vision transformer in eval mode, float32.
 
     Args:
