@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
-from genimage.cli import main
-from genimage.detectors import make_detector
 from PIL import Image
 
+from genimage.cli import main
+from genimage.detectors import make_detector
 from papers_shared.checkpoints import file_metadata, load_state_dict, save_state_dict
 
 

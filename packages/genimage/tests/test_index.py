@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from genimage import index as indexing
 from genimage.index import NAME, build_index, open_index, read_index
 from genimage.layout import canonical

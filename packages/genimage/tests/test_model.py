@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from genimage.detectors import Detector, load_detector, make_detector, preset_of, two_logits
 from genimage.model import VARIANTS, Config, build
 from genimage.official import load_official, swin_names
 from genimage.parity import checks
-
 from papers_shared.checkpoints import save_state_dict
 from papers_shared.parity import _run_case
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
 from genimage import recipes, small_photos
 from genimage.figures import draw_tables, reported_matrix
 from genimage.reproduce import TABLES
 from genimage.small_runs import Run
 from genimage.small_set import mean_spectrum, small_set, squares
-from PIL import Image
-
 from papers_shared.tables.entries import check_recipes
 from papers_shared.tables.recipe import Context
 
