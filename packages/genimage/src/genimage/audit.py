@@ -71,17 +71,19 @@ def naive_bayes(
         fold[members] = np.arange(len(members)) % FOLDS
     right = np.zeros(len(y), dtype=bool)
     for held in range(FOLDS):
-        counts = {name: defaultdict(lambda: [1.0, 1.0]) for name in names}
+        counts: dict[str, dict[str, list[float]]] = {
+            name: defaultdict(lambda: [1.0, 1.0]) for name in names
+        }
         totals = [0, 0]
-        for i in np.flatnonzero(fold != held):
+        for i in np.flatnonzero(fold != held).tolist():
             totals[y[i]] += 1
             for name in names:
                 counts[name][rows[i][name]][y[i]] += 1
-        for i in np.flatnonzero(fold == held):
+        for i in np.flatnonzero(fold == held).tolist():
             log_ratio = 0.0  # equal priors
             for name in names:
                 seen = counts[name]
-                real, generated = seen.get(rows[i][name], (1.0, 1.0))
+                real, generated = seen.get(rows[i][name], [1.0, 1.0])
                 width = len(seen) + 1
                 log_ratio += math.log(generated / (totals[1] + width))
                 log_ratio -= math.log(real / (totals[0] + width))

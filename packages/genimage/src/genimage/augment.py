@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genimage.config import TrainConfig
 from genimage.degradations import BlurJpeg
-from genimage.pictures import Geometry, to_tensor
+from genimage.pictures import Geometry, from_tensor, to_tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,20 +60,21 @@ class Augment:
             picture = self.blur_jpeg(picture, np.random.default_rng(seed))
         view = self._view(picture, generator)
         if self.flip and torch.rand((), generator=generator) < 0.5:
-            view = view.transpose(_mirror())
+            view = view.flip(-1)
         if self.splits > 1:
-            augmented = [self.rand_augment(view) for _ in range(self.splits - 1)]
-            return torch.stack([to_tensor(v) for v in (view, *augmented)]), label
-        if self.rand_augment is not None:
-            view = self.rand_augment(view)
-        return to_tensor(view), label
+            augmented = [self._augmented(view) for _ in range(self.splits - 1)]
+            return torch.stack([view, *augmented]), label
+        return view if self.rand_augment is None else self._augmented(view), label
 
-    def _view(self, picture: Image, generator: torch.Generator) -> Image:
+    def _augmented(self, view: Tensor) -> Tensor:
+        return to_tensor(self.rand_augment(from_tensor(view)))
+
+    def _view(self, picture: Image, generator: torch.Generator) -> Tensor:
         if self.view == "random_resized":
-            return random_resized_crop(picture, self.geometry.crop, generator)
+            return to_tensor(random_resized_crop(picture, self.geometry.crop, generator))
         if self.view == "crop":
             return self.geometry.random_view(picture, generator)
-        return self.geometry.centre_view(picture)
+        return self.geometry(picture)
 
 
 def _posterize(picture: Image, bits: int, **_: Any) -> Image:
@@ -81,12 +82,6 @@ def _posterize(picture: Image, bits: int, **_: Any) -> Image:
     from PIL import ImageOps
 
     return picture if bits >= 8 else ImageOps.posterize(picture, max(bits, 1))
-
-
-def _mirror() -> Any:
-    from PIL import Image
-
-    return Image.Transpose.FLIP_LEFT_RIGHT
 
 
 def _short_side(picture: Image, short: int) -> Image:

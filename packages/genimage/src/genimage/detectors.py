@@ -48,9 +48,12 @@ def network_input(images: Tensor, pixels: Pixels) -> Tensor:
         return images.flip(1).float()
     if pixels in ("spectrum", "spectrum_bgr"):
         return log_spectrum(images.flip(1) if pixels.endswith("bgr") else images)
-    mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in _MEAN_STD[pixels])
+    mean, std = (
+        255 * torch.tensor(v, device=images.device)[:, None, None] for v in _MEAN_STD[pixels]
+    )
     # Convolutions on a CPU take channels_last a good deal faster.
-    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    levels = images.contiguous(memory_format=torch.channels_last).float()
+    return levels.sub_(mean).div_(std)
 
 
 @dataclass(frozen=True)

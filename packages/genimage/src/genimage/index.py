@@ -27,6 +27,7 @@ COLUMNS = (
     *("subset", "format", "subsampling", "bytes", "shard", "offset", "status"),
 )
 OK = "ok"
+Bytes = bytes  # ``bytes`` is a field below
 NAME = "genimage_index.csv"
 
 
@@ -95,7 +96,7 @@ class Entry:
             status,
         )
 
-    def read(self, root: Path) -> bytes:
+    def read(self, root: Path) -> Bytes:
         """The file's bytes."""
         if not self.shard:
             return (root / self.path).read_bytes()
@@ -199,7 +200,8 @@ def open_index(
     path = path or default_path(root)
     if rebuild or not path.is_file() or _outdated(root, path):
         build_index(root, path, verify=verify, restart=rebuild)
-    entries, bad = [], []
+    entries: list[Entry] = []
+    bad: list[Entry] = []
     for entry in read_index(path):
         (entries if entry.status == OK else bad).append(entry)
     if not entries:

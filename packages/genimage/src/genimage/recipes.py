@@ -144,9 +144,11 @@ def _by_seed(found: dict[str, list[Run]], value: Callable[[str, Run], float]) ->
 def small_means(context: Context, *, detector: str) -> dict[str, Measured]:
     """Means over the training generators, of each tested one, of the own and of the others."""
     found = runs(context, detector, list(GENERATORS))
-    row = {
-        n: over_seeds(_by_seed(found, lambda _, r, n=n: r.raw[n]["accuracy"])) for n in GENERATORS
-    }
+
+    def on(tested: str) -> Callable[[str, Run], float]:
+        return lambda _, r: r.raw[tested]["accuracy"]
+
+    row = {n: over_seeds(_by_seed(found, on(n))) for n in GENERATORS}
 
     def others(own: str, r: Run) -> float:
         return statistics.fmean(r.raw[n]["accuracy"] for n in GENERATORS if n != own)
@@ -164,7 +166,11 @@ def small_degraded(context: Context, *, detector: str) -> dict[str, Measured]:
     """Accuracy on the own generator's degraded pictures, mean over the training generators."""
     found = runs(context, detector, list(GENERATORS))
     names = list(next(iter(found.values()))[0].degraded)
-    row = {n: over_seeds(_by_seed(found, lambda _, r, n=n: r.degraded[n])) for n in names}
+
+    def after(name: str) -> Callable[[str, Run], float]:
+        return lambda _, r: r.degraded[name]
+
+    row = {n: over_seeds(_by_seed(found, after(n))) for n in names}
     row["clean"] = over_seeds(_by_seed(found, lambda own, r: r.raw[own]["accuracy"]))
     row["avg"] = over_seeds(_by_seed(found, lambda _, r: statistics.fmean(r.degraded.values())))
     return row
