@@ -1,0 +1,194 @@
+"""``transformer-compression compare``: every method that applies to a model, in one table."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from papers_shared.checkpoints import atomic_path
+from transformer_compression.bench import Protocol, Row, Steps, measure_row
+from transformer_compression.compressing import compress
+from transformer_compression.config import CompareConfig
+from transformer_compression.measure import disk_bytes, measure_cost, vision_quality
+from transformer_compression.methods import METHODS, find_method
+from transformer_compression.models import Loaded, load_model, pick_device, vision_data
+from transformer_compression.train import parse_options
+
+COLUMNS = {
+    "perplexity": ("perplexity", 2),
+    "accuracy": ("right %", 1),
+    "top1": ("top-1 %", 2),
+    "parameters": ("parameters M", 2),
+    "nonzero": ("not zero M", 2),
+    "bytes": ("MB by rule", 2),
+    "disk": ("MB on disk", 2),
+    "macs": ("MACs M", 1),
+    "forward_ms": ("pass ms", 1),
+    "speedup": ("x dense", 2),
+    "step_ms": ("token ms", 1),
+    "step_speedup": ("x dense, generating", 2),
+    "weights": ("weights MB", 1),
+    "peak": ("peak MB", 1),
+    "seconds": ("seconds", 1),
+}
+QUALITY = ("perplexity", "top1")
+
+
+def chosen_steps(names: Sequence[str], domain: str) -> dict[str, Steps]:
+    """Row name -> steps; without names every method that ``compare`` runs on this kind of model.
+
+    Args:
+        names: ``NAME`` or ``NAME:option=value,option=value``.
+        domain: of the model.
+
+    Raises:
+        ValueError: an unknown method or option, or one that does not work on this kind of model.
+    """
+    if not names:
+        fitting = [m for m in METHODS.values() if domain in m.domains and m.compare]
+        return {"dense": (), **{m.name: [(m.name, {})] for m in fitting}}
+    rows: dict[str, Steps] = {"dense": ()}
+    for text in names:
+        name, _, options = text.partition(":")
+        method = find_method(name)
+        if domain not in method.domains:
+            raise ValueError(
+                f"{name} works on {' and '.join(method.domains)} models, not on {domain} models"
+            )
+        given = parse_options([pair for pair in options.split(",") if pair])
+        if unknown := sorted(set(given) - set(method.options)):
+            known = ", ".join(method.options) or "none"
+            raise ValueError(f"{name} has no option {unknown[0]!r}; it has {known}")
+        rows[text] = [(name, given)]
+    return rows
+
+
+def vision_row(dense: Loaded, steps: Steps, config: CompareConfig, workdir: Path) -> Row:
+    """Compress a copy of a vision transformer and measure it beside the dense one."""
+    model, report = copy.deepcopy(dense.model), None
+    if steps:
+        data = vision_data(pictures=config.calibration_pictures, seed=config.seed)
+        (name, options) = steps[0]
+        model, report = compress(model, name, data, **options)
+    model.eval()
+    quality = vision_quality(model, pictures=config.pictures)
+    reference = None if report is None else dense.model
+    cost = measure_cost(model, language=False, reference=reference)
+    count = sum(p.numel() for p in model.parameters())
+    values = {
+        **quality,
+        "parameters": count / 1e6,
+        "nonzero": (count if report is None else report.nonzero) / 1e6,
+        "bytes": (2 * count if report is None else report.bytes) / 1e6,
+        "disk": disk_bytes(model, report, workdir) / 1e6,
+        "macs": cost.macs / 1e6,
+        "forward_ms": 1e3 * cost.forward,
+        "speedup": cost.speedup,
+        "weights": cost.weights / 1e6,
+        "peak": cost.peak / 1e6,
+        "seconds": 0.0 if report is None else sum(report.seconds),
+    }
+    return Row(values, report=report)
+
+
+def markdown(rows: Mapping[str, Row]) -> str:
+    """The rows as a Markdown table; columns that none has are left out."""
+    names = [name for name in COLUMNS if any(name in row.values for row in rows.values())]
+    head = "| method | " + " | ".join(COLUMNS[name][0] for name in names) + " |"
+    lines = [head, "|---|" + "---|" * len(names)]
+    for label, row in rows.items():
+        cells = [f"{row.values[n]:.{COLUMNS[n][1]}f}" if n in row.values else "" for n in names]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(rows: Mapping[str, Mapping[str, float]], folder: Path, *, title: str) -> list[Path]:
+    """Quality against bytes, and against latency, as SVG files.
+
+    Args:
+        rows: label -> values, with one of ``QUALITY``, ``bytes`` and ``forward_ms``.
+        folder: where they go.
+        title: of both.
+
+    Returns:
+        the files.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    first = next(iter(rows.values()))
+    quality = next(name for name in QUALITY if name in first)
+    made = []
+    for axis, label in (("bytes", "MB by rule"), ("forward_ms", "milliseconds a pass")):
+        figure, axes = plt.subplots(figsize=(8, 5.5))
+        for name, values in rows.items():
+            axes.scatter(values[axis], values[quality], s=18)
+            axes.annotate(
+                name,
+                (values[axis], values[quality]),
+                fontsize=7,
+                xytext=(3, 3),
+                textcoords="offset points",
+            )
+        if quality == "perplexity":
+            axes.set_yscale("log")
+        axes.set_xlabel(label)
+        axes.set_ylabel(COLUMNS[quality][0])
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+        figure.tight_layout()
+        made.append(folder / f"{quality}_{axis}.svg")
+        figure.savefig(made[-1], metadata={"Date": None})
+        plt.close(figure)
+    return made
+
+
+def main(config: CompareConfig) -> int:
+    """Measure all rows, print the table, and write table, data and plots."""
+    dense = load_model(config.model, device=pick_device(config.device))
+    wanted = chosen_steps(config.method, dense.domain)
+    protocol = Protocol(
+        calibration_windows=config.calibration_windows,
+        calibration_length=config.calibration_length,
+        window=config.window,
+        windows=config.windows,
+        questions=config.questions if config.evaluation is None else 0,
+        seed=config.seed,
+        text=config.text,
+        evaluation=config.evaluation,
+    )
+    rows: dict[str, Row] = {}
+    failed: dict[str, str] = {}
+    for name, steps in wanted.items():
+        print(f"{name} ({len(rows) + len(failed) + 1} of {len(wanted)})", file=sys.stderr)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                if dense.domain == "language":
+                    rows[name] = measure_row(dense, steps, protocol, Path(folder))
+                else:
+                    rows[name] = vision_row(dense, steps, config, Path(folder))
+            except ValueError as error:  # a method may not fit this model; the others go on
+                failed[name] = str(error)
+    if "dense" not in rows:
+        raise ValueError(f"the dense model could not be measured: {failed['dense']}")
+    table = markdown(rows)
+    print(table)
+    for name, why in failed.items():
+        print(f"{name} does not apply: {why}")
+    config.output.mkdir(parents=True, exist_ok=True)
+    values = {name: row.values for name, row in rows.items()}
+    described: dict[str, Any] = {"model": config.model, "rows": values, "does not apply": failed}
+    files = {"table.md": table + "\n", "table.json": json.dumps(described, indent=2) + "\n"}
+    for name, text in files.items():
+        with atomic_path(config.output / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    plots = plot(values, config.output, title=config.model)
+    print(f"written: {', '.join(str(p) for p in [config.output / n for n in files] + plots)}")
+    return 0
