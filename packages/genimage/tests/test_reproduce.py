@@ -118,10 +118,3 @@ def test_means_over_seeds_and_generators(context, monkeypatch) -> None:
 def test_reported_matrices_name_their_origin_and_nothing_is_drawn_without_results(tmp_path) -> None:
     assert "recalled" in reported_matrix(recipes.reported().tables["table2"]).note
     assert draw_tables(tmp_path, ["table2"]) == []
-
-
-def test_taef2_is_rebuilt_as_described() -> None:
-    from genimage import taef2
-
-    counts = [sum(p.numel() for p in n.parameters()) for n in (taef2.encoder(), taef2.decoder())]
-    assert counts == [1_338_528, 1_338_499]

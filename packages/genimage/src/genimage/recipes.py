@@ -146,7 +146,10 @@ def small_means(context: Context, *, detector: str) -> dict[str, Measured]:
     found = runs(context, detector, list(GENERATORS))
 
     def on(tested: str) -> Callable[[str, Run], float]:
-        return lambda _, r: r.raw[tested]["accuracy"]
+        def accuracy(_: str, r: Run) -> float:
+            return r.raw[tested]["accuracy"]
+
+        return accuracy
 
     row = {n: over_seeds(_by_seed(found, on(n))) for n in GENERATORS}
 

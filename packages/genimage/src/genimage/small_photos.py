@@ -94,10 +94,14 @@ def by_command(program: str) -> Callable[[Photos, Path], dict[str, Image]]:
 
 def by_latents(photos: Photos, workdir: Path) -> dict[str, Image]:
     """TAEF2's round trip."""
-    from genimage import taef2
+    from papers_shared.diffusion.taef2 import load_taef2
 
-    encode, decode = taef2.load()
-    return {stem: _through(lambda x: decode(encode(x)), photo) for stem, photo in photos.items()}
+    vae = load_taef2()
+
+    def there_and_back(x: Tensor) -> Tensor:
+        return vae.decode(vae.encode(2 * x - 1).latents).sample / 2 + 0.5
+
+    return {stem: _through(there_and_back, photo) for stem, photo in photos.items()}
 
 
 def by_resampling(photos: Photos, workdir: Path) -> dict[str, Image]:

@@ -53,7 +53,8 @@ def shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
         if isinstance(module, nn.ModuleList):
             for block in module:
                 fully_shard(block, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 class ShardedAverage:
