@@ -171,7 +171,10 @@ def small_degraded(context: Context, *, detector: str) -> dict[str, Measured]:
     names = list(next(iter(found.values()))[0].degraded)
 
     def after(name: str) -> Callable[[str, Run], float]:
-        return lambda _, r: r.degraded[name]
+        def accuracy(_: str, r: Run) -> float:
+            return r.degraded[name]
+
+        return accuracy
 
     row = {n: over_seeds(_by_seed(found, after(n))) for n in names}
     row["clean"] = over_seeds(_by_seed(found, lambda own, r: r.raw[own]["accuracy"]))

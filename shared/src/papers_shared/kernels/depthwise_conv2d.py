@@ -47,8 +47,8 @@ class _Depthwise(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_x = _gradients(grad, x, weight, (True, False, False))[0]
         if ctx.needs_input_grad[1]:
-            parts = (part.float() for part in (grad, x, weight))
-            to_weight = _gradients(*parts, (False, True, False))[1]
+            wanted = (False, True, False)
+            to_weight = _gradients(grad.float(), x.float(), weight.float(), wanted)[1]
             to_weight = None if to_weight is None else to_weight.to(weight.dtype)
         return to_x, to_weight
 

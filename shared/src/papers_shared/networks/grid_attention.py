@@ -42,8 +42,9 @@ def _attention(
         # Its backward in bfloat16 takes four times the time of float32 on a CPU.
         with torch.autocast("cpu", enabled=False):
             bias = None if bias is None else bias.float()
-            whole = (part.float() for part in (q, k, v))
-            y = F.scaled_dot_product_attention(*whole, attn_mask=bias, scale=scale)
+            y = F.scaled_dot_product_attention(
+                q.float(), k.float(), v.float(), attn_mask=bias, scale=scale
+            )
             return y.to(v.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
