@@ -13,6 +13,7 @@ Activations are quantized on the fly and no format of these says so: ``cbq.json`
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,9 @@ def load_quantized(folder: Path) -> Any:
             from transformers import CompressedTensorsConfig
 
             options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+        with warnings.catch_warnings():  # that dequantize=True is heeded, at length
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     if settings["act_bits"] < 16:
         _quantize_activations(model, settings, described["act_factors"])
     return model.eval()

@@ -16,6 +16,8 @@ from papers_shared.data.cifar10 import Cifar10, load_cifar10
 from papers_shared.tables.recipe import Context, Measured, Needs
 from transformer_compression.compressing import compress_in_turn
 from transformer_compression.core import Data
+from transformer_compression.distill.adapters import for_resnet
+from transformer_compression.distill.resnet import load_resnet20
 from transformer_compression.distill.vision import distil_vit, vit_student_of
 from transformer_compression.measure import measure_cost
 from transformer_compression.prune.tome import apply_tome
@@ -146,8 +148,8 @@ def training_batches(seed: int, *, batch: int) -> Any:
 def student_row(context: Context) -> dict[str, Measured]:
     """Training with the dense model as teacher: a student of some blocks, or what pruning left.
 
-    ``settings``: loss; steps; batch; blocks of the student (empty: all); ``before`` and ``after``:
-    methods that compress the student before and after its training.
+    ``settings``: teacher (``dense`` or ``resnet20``); loss; steps; batch; blocks of the student
+    (empty: all); ``before`` and ``after``: methods that compress it before and after its training.
     """
     settings = context.settings
     dense = shipped_vit()
@@ -159,10 +161,10 @@ def student_row(context: Context) -> dict[str, Measured]:
         model = vit_student_of(dense, list(blocks))
         if settings["before"]:
             model, _ = compress_in_turn(model, _steps(settings["before"]), data)
-        torch.manual_seed(seed)
+        cnn = settings["teacher"] == "resnet20"
         distil_vit(
             model,
-            dense,
+            load_resnet20() if cnn else dense,
             training_batches(seed, batch=settings["batch"]),
             loss=settings["loss"],
             steps=settings["steps"],
@@ -170,6 +172,7 @@ def student_row(context: Context) -> dict[str, Measured]:
             alpha=settings["alpha"],
             seed=seed,
             bf16=True,
+            teacher_view=for_resnet if cnn else _same,
             progress=context.progress,
         )
         size = 2.0 * sum(p.numel() for p in model.parameters())
@@ -180,6 +183,10 @@ def student_row(context: Context) -> dict[str, Measured]:
         sizes.append(size)
         seconds.append(time.perf_counter() - start)
     return _row(models, dense, pictures=settings["pictures"], sizes=sizes, seconds=seconds)
+
+
+def _same(pictures: Tensor) -> Tensor:
+    return pictures
 
 
 def _steps(given: Sequence[Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -16,23 +16,28 @@ from transformer_compression.vision.recipes import (
 )
 
 CIFAR = ("cifar10_train", "cifar10_test")
-COMMON: dict[str, Any] = {"pictures": 2000, "calibration": 128}
+COMMON: dict[str, Any] = {"pictures": 1000, "calibration": 128}
 
 
-def _method(*steps: tuple[str, dict[str, Any]], draws: int = 1, seconds: float = 20) -> Recipe:
-    settings = {**COMMON, "steps": steps, "draws": draws}
+def _method(
+    *steps: tuple[str, dict[str, Any]], draws: int = 1, seconds: float = 20, **changes: Any
+) -> Recipe:
+    settings = {**COMMON, "steps": steps, "draws": draws, **changes}
     return Recipe(
         compressed_row, scale="small", seconds=seconds * draws, assets=CIFAR, settings=settings
     )
 
 
-def _student(loss: str, *, blocks: tuple[int, ...] = (0, 2, 5), **changes: Any) -> Recipe:
+def _student(
+    loss: str, *, teacher: str = "dense", blocks: tuple[int, ...] = (0, 2, 5), **changes: Any
+) -> Recipe:
     settings = {
         **COMMON,
+        "teacher": teacher,
         "loss": loss,
         "blocks": blocks,
         "steps": 60,
-        "batch": 64,
+        "batch": 48,
         "lr": 5e-4,
         "alpha": 0.7,
         "draws": 3,
@@ -40,7 +45,8 @@ def _student(loss: str, *, blocks: tuple[int, ...] = (0, 2, 5), **changes: Any) 
         "after": (),
         **changes,
     }
-    return Recipe(student_row, scale="small", seconds=75, assets=CIFAR, settings=settings)
+    assets = (*CIFAR, "cifar10_resnet20_fp32") if teacher == "resnet20" else CIFAR
+    return Recipe(student_row, scale="small", seconds=75, assets=assets, settings=settings)
 
 
 def _random(r: int) -> Recipe:
@@ -55,12 +61,12 @@ BASES = ("magnitude", "wanda", "sparsegpt")
 RECIPES: dict[str, Recipe] = {
     "dense": Recipe(dense_row, scale="small", seconds=20, assets=CIFAR, settings=COMMON),
     "magnitude_50": _method(("magnitude", PRUNED)),
-    "wanda_50": _method(("wanda", PRUNED), draws=3),
-    "sparsegpt_50": _method(("sparsegpt", PRUNED), draws=3),
+    "wanda_50": _method(("wanda", PRUNED)),
+    "sparsegpt_50": _method(("sparsegpt", PRUNED)),
     "magnitude_2_4": _method(("magnitude", {"pattern": "2:4"})),
     "wanda_2_4": _method(("wanda", {"pattern": "2:4"}), draws=3),
     "sparsegpt_2_4": _method(("sparsegpt", {"pattern": "2:4"}), draws=3),
-    "wanda_4_8": _method(("wanda", {"pattern": "4:8"}), draws=3),
+    "wanda_4_8": _method(("wanda", {"pattern": "4:8"})),
     "structured_25": _method(("structured_activation", {"ratio": 0.25})),
     "structured_50": _method(("structured_activation", {"ratio": 0.5})),
     "structured_50_plain": _method(("structured_activation", {"ratio": 0.5, "correct": False})),
@@ -74,19 +80,21 @@ RECIPES: dict[str, Recipe] = {
     "evit_70": _method(("evit", {"keep": 0.7})),
     "evit_50": _method(("evit", {"keep": 0.5})),
     "rtn_w4": _method(("rtn", W4)),
-    "gptq_w4": _method(("gptq", W4), draws=3),
+    "gptq_w4": _method(("gptq", W4)),
     "rtn_w3": _method(("rtn", W3)),
     "gptq_w3": _method(("gptq", W3), draws=3),
+    "lsq_w3": _method(("lsq", {"bits": 3, "steps": 60, "lr": 1e-4}), seconds=60, calibration=1024),
     "ptq4vit_w6a6": _method(("ptq4vit", {"bits": 6}), seconds=120),
     "fqvit_w8a8": _method(("fqvit", {"bits": 8, "attention_bits": 4})),
     "repq_w6a6": _method(("repq", {"bits": 6})),
-    "sparsegpt_50_then_gptq_w4": _method(("sparsegpt", PRUNED), ("gptq", W4), draws=3),
-    "gptq_w4_then_wanda_50": _method(("gptq", W4), ("wanda", PRUNED), draws=3),
-    "sparsegpt_joint_50_w4": _method(("sparsegpt_joint", {"pattern": "0.5", "bits": 4}), draws=3),
+    "sparsegpt_50_then_gptq_w4": _method(("sparsegpt", PRUNED), ("gptq", W4)),
+    "gptq_w4_then_wanda_50": _method(("gptq", W4), ("wanda", PRUNED)),
+    "sparsegpt_joint_50_w4": _method(("sparsegpt_joint", {"pattern": "0.5", "bits": 4})),
     "tome_4_gptq_w4": _method(("gptq", W4), ("tome", {"r": 4})),
     "student_ce": _student("ce"),
     "student_logits": _student("logits"),
     "student_manifold": _student("manifold"),
+    "student_cnn": _student("hard", teacher="resnet20"),
     "student_logits_then_gptq_w4": _student("logits", after=(("gptq", W4),)),
 }
 
