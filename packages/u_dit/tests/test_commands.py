@@ -76,6 +76,14 @@ def test_a_network_is_trained_resumed_sampled_from_and_measured(folder, tmp_path
         assert a.shape == (8, 8, 3)
         assert abs(a - b).max() <= 1
 
+    small = str(tmp_path / "small.safetensors")
+    assert main(["export", weights, "-o", small]) == 0
+    assert load_state_dict(small)["latent.0.mlp1.dwconv.weight"].dtype == torch.float16
+    command = ["sample", "--weights", small, "-o", str(tmp_path / "c"), "--count", "1"]
+    assert main([*command, "--steps", "3", "--classes", "0"]) == 0
+    a, c = (np.asarray(Image.open(tmp_path / x / "000000.png")).astype(int) for x in "ac")
+    assert abs(a - c).mean() < 2
+
     capsys.readouterr()
     scores = tmp_path / "scores.json"
     command = ["eval", "--weights", weights, "--data", str(folder), "--output", str(scores)]

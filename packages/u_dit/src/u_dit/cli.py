@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from papers_shared.cli import Command, run
+from papers_shared.diffusion.class_options import ClassExportConfig
 from u_dit.config import EvalConfig, LatentsConfig, ReproduceConfig, SampleConfig, TrainConfig
 
 CONFIGS = "u_dit/configs"
@@ -14,6 +15,7 @@ COMMANDS = {
     "latents": Command(
         "write pictures as latents", LatentsConfig, "papers_shared.diffusion.latent_shards:main"
     ),
+    "export": Command("write a network in a small form", ClassExportConfig, "u_dit.export:main"),
     "eval": Command("measure pictures or a network", EvalConfig, "u_dit.eval:main"),
     "reproduce": Command("the paper's tables", ReproduceConfig, "u_dit.reproduce:main"),
 }

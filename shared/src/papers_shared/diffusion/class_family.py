@@ -66,8 +66,10 @@ class ClassFamily:
             ValueError: nothing was named, and no network ships.
         """
         if not str(weights):
-            if not self.shipped:
-                raise ValueError(f"give --weights: {self.released}")
+            if not self.shipped or not self.shipped_file(self.shipped).is_file():
+                raise ValueError(
+                    f"no network ships in this checkout, give --weights: {self.released}"
+                )
             return self.shipped_file(self.shipped), ""
         if (found := self.find(str(weights))) is not None:
             return found

@@ -136,3 +136,13 @@ class LatentsConfig:
     batch_size: int = option(8, "pictures at a time")
     seed: int = option(0, "of the draws of an autoencoder that has a variance")
     device: Device = option("auto", "where to compute")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassExportConfig:
+    """Write a trained network in a small form: merged feed-forward nets, float16."""
+
+    weights: Path = option(..., "a file that train wrote (model_ema.safetensors)", positional=True)
+    output: Path = option(..., "file to write (.safetensors)", short="-o")
+    merge: bool = option(True, "merge the feed-forward nets")
+    half: bool = option(True, "float16, half the size")

@@ -17,7 +17,6 @@ from papers_shared.diffusion.class_options import ClassTrainConfig
 from papers_shared.diffusion.examples import Examples, flip, load_examples, one_of_two
 from papers_shared.networks.rep_ffn import merge_in_training
 from papers_shared.training import Run
-from papers_shared.training.sharded import shard
 
 # What does not decide the result of an update; more steps are a longer run.
 INTERVALS = (
@@ -146,6 +145,8 @@ def train_network(config: ClassTrainConfig, family: ClassFamily, *, network: Any
     if config.checkpointing:
         recompute_blocks(model)
     if config.fsdp:
+        from papers_shared.training.sharded import shard  # seconds to import
+
         model = shard(model, run.accelerator)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=not config.fsdp
