@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 REPORT = "compression.json"
 WEIGHTS = "model.safetensors"
 # Methods that change what a vision transformer computes, not its parameters: applied again.
+IN_PROCESS = ("h2o", "early_exit", "speculative")  # ways of running a language model
 REAPPLIED = ("tome", "evit", "fused_attention")
 
 
@@ -38,9 +39,9 @@ def save(model: Any, report: Report, folder: str | Path, *, tokenizer: Any = Non
     folder.mkdir(parents=True, exist_ok=True)
     described: dict[str, Any] = {"report": report.as_json()}
     if hasattr(model, "save_pretrained"):
-        if "h2o" in report.methods:
+        if living := [name for name in IN_PROCESS if name in report.methods]:
             raise ValueError(
-                "h2o is a policy of the cache, not of the weights: apply it after load"
+                f"{living[0]} changes how the model runs, not its weights: apply it after load"
             )
         described["domain"] = "language"
         described["tokenizer"] = hasattr(tokenizer, "save_pretrained")
