@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from papers_shared.complexity import count_parameters, measure_latency, peak_memory
+from papers_shared.complexity import count_parameters, peak_memory
 from papers_shared.language_models import wikitext2
 from papers_shared.tables.recipe import Context, Measured
+from transformer_compression.cpu_time import cpu_seconds, one_thread
 from transformer_compression.efficient.byte_model import (
     MixerModel,
     bits_per_byte,
@@ -18,36 +19,38 @@ from transformer_compression.efficient.byte_model import (
 )
 from transformer_compression.efficient.mixers import build_mixer, state_bytes
 
+MANY = 10  # decoded tokens timed together, which are short
+
 
 @torch.inference_mode()
-def costs(name: str, *, width: int, heads: int, lengths: list[int]) -> dict[str, Measured]:
+def cost_row(context: Context) -> dict[str, Measured]:
     """Milliseconds and peak megabytes of a whole pass, and of one decoded token, by length.
 
-    One mixer alone, one sequence, float32, one thread.
+    One mixer alone, one sequence, float32, CPU time of one thread.
     """
+    settings = context.settings
     found: dict[str, Measured] = {}
-    torch.manual_seed(0)
-    mixer = build_mixer(name, width=width, heads=heads).eval()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for length in lengths:
-            x = torch.randn(1, length, width)
-            run = partial(mixer, x)
-            found[f"forward_{length}"] = Measured(
-                1e3 * measure_latency(run, warmup=1, repeats=3).median, n=3
-            )
-            found[f"memory_{length}"] = Measured(peak_memory(run).bytes / 1e6)
+    torch.manual_seed(context.seed)
+    mixer = build_mixer(settings["mixer"], width=settings["width"], heads=settings["heads"]).eval()
+    lengths = settings["lengths"]
+    with one_thread():
+        for done, length in enumerate(lengths):
+            x = torch.randn(1, length, settings["width"])
             state = filled_state(mixer, x)
-            token = x[:, :1]
-            step = partial(mixer.step, token, state)
-            found[f"step_{length}"] = Measured(
-                1e3 * measure_latency(step, warmup=2, repeats=9).median, n=9
-            )
+            run, step = partial(mixer, x), partial(mixer.step, x[:, :1], state)
+            forward = 1e3 * cpu_seconds(run, repeats=settings["repeats"])
+            token = 1e3 * cpu_seconds(partial(_many, step), repeats=settings["repeats"]) / MANY
+            found[f"forward_{length}"] = Measured(forward, n=settings["repeats"])
+            found[f"memory_{length}"] = Measured(peak_memory(run).bytes / 1e6)
+            found[f"step_{length}"] = Measured(token, n=settings["repeats"])
             found[f"state_{length}"] = Measured(state_bytes(state) / 1e3)
-    finally:
-        torch.set_num_threads(threads)
+            context.progress(done + 1, len(lengths), "lengths")
     return found
+
+
+def _many(step: Any) -> None:
+    for _ in range(MANY):
+        step()
 
 
 def filled_state(mixer: Any, x: torch.Tensor) -> Any:
@@ -69,7 +72,7 @@ def filled_state(mixer: Any, x: torch.Tensor) -> Any:
 
 
 def mixer_row(context: Context) -> dict[str, Measured]:
-    """Bits per byte of a small byte model, several seeds, and what its mixer costs."""
+    """Bits per byte of a small byte model, mean over several seeds."""
     settings = context.settings
     train, test = (wikitext2(split).encode() for split in ("valid", "test"))
     scores = []
@@ -100,10 +103,4 @@ def mixer_row(context: Context) -> dict[str, Measured]:
             statistics.mean(scores), std=statistics.stdev(scores), n=len(scores)
         ),
         "parameters": Measured(count_parameters(model) / 1e6),
-        **costs(
-            settings["mixer"],
-            width=settings["width"],
-            heads=settings["heads"],
-            lengths=settings["lengths"],
-        ),
     }
