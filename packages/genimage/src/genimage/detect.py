@@ -114,7 +114,8 @@ def trust(detector: Detector) -> Iterator[str]:
     for key, text in (
         ("seen", "balanced accuracy on new pictures of these generators"),
         ("unseen", "on generators it was not trained on"),
-        ("unseen_jpeg", "on those after JPEG 65"),
+        ("seen_jpeg", "on the former after JPEG 65"),
+        ("unseen_jpeg", "on the latter after JPEG 65"),
     ):
         if key in facts:
             yield f"  {facts[key]:.0f} % {text}"

@@ -111,6 +111,7 @@ PRESETS: dict[str, Preset] = {
         generated=0,
     ),
     "mini_resnet": Preset(VARIANTS["mini_resnet"], _SMALL),
+    "photo_resnet": Preset(VARIANTS["mini_resnet"], Geometry(32, crops=36)),
     "mini_cnnspot": Preset(VARIANTS["mini_cnnspot"], _SMALL),
     "mini_spec": Preset(VARIANTS["mini_spec"], _SMALL, pixels="spectrum", generated=0),
     "mini_gramnet": Preset(VARIANTS["mini_gramnet"], _SMALL, generated=0),

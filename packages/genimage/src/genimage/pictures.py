@@ -7,6 +7,7 @@ Pillow's draft mode would discard the high frequencies that detectors read.
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,9 +184,13 @@ class Geometry:
         free_x, free_y = width - self.crop, height - self.crop
         if self.crops == 1:
             return [(round(free_x / 2), round(free_y / 2))]
-        columns = max(1, round((self.crops * (free_x + 1) / (free_y + 1)) ** 0.5))
-        columns = min(columns, self.crops)
-        rows = max(1, self.crops // columns)
+        # Always as many, so that pictures of all sizes make one batch: the grid whose cells are
+        # closest to squares.
+        columns = min(
+            (n for n in range(1, self.crops + 1) if self.crops % n == 0),
+            key=lambda n: abs(math.log((free_x + 1) / n * (self.crops // n) / (free_y + 1))),
+        )
+        rows = self.crops // columns
         return [
             (round(free_x * (c + 0.5) / columns), round(free_y * (r + 0.5) / rows))
             for r in range(rows)

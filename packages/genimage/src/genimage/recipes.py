@@ -205,15 +205,16 @@ def high_pass(images: Tensor) -> Tensor:
 def format_bias(context: Context, *, quality: int) -> dict[str, Measured]:
     """Train "JPEG or not" on real pictures; test so, and with both classes compressed."""
     epochs, lr = context.settings["epochs"], context.settings["lr"]
-    images = _cifar(context, 5000)
+    n, m = context.settings["train"], context.settings["test"]  # of each class
+    images = _cifar(context, 2 * (n + m))
     packed = _compressed(images, quality)
-    train = torch.cat([packed[:2000], images[2000:4000]])
-    labels = torch.arange(4000).ge(2000).long()  # 1: never compressed, as GenImage's generated ones
+    train = torch.cat([packed[:n], images[n : 2 * n]])
+    labels = torch.arange(2 * n).ge(n).long()  # 1: never compressed, as GenImage's generated ones
     tests = {
-        "biased": torch.cat([packed[4000:4500], images[4500:]]),
-        "equalised": packed[4000:],
+        "biased": torch.cat([packed[2 * n : 2 * n + m], images[2 * n + m :]]),
+        "equalised": packed[2 * n :],
     }
-    truth = torch.arange(1000).ge(500).long()
+    truth = torch.arange(2 * m).ge(m).long()
     found: dict[str, list[float]] = {name: [] for name in tests}
     seeds = context.settings["seeds"]
     for seed in range(context.seed, context.seed + seeds):
@@ -223,7 +224,7 @@ def format_bias(context: Context, *, quality: int) -> dict[str, Measured]:
             network = build(VARIANTS["mini_resnet"])
         optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
         for _ in range(epochs):
-            for batch in torch.randperm(4000, generator=generator).split(50):
+            for batch in torch.randperm(2 * n, generator=generator).split(50):
                 loss = F.cross_entropy(network(high_pass(train[batch])), labels[batch])
                 optimizer.zero_grad()
                 loss.backward()
@@ -238,7 +239,7 @@ def format_bias(context: Context, *, quality: int) -> dict[str, Measured]:
 
 
 def grid_traces(context: Context, *, way: str) -> dict[str, Measured]:
-    """Peaks at the Nyquist frequencies of pictures made smaller and larger again."""
+    """Peaks beside the Nyquist frequencies of pictures made smaller and larger again."""
     images = _cifar(context, 1000).float() / 255
     if way != "real":
         small = F.avg_pool2d(images, 2)
@@ -247,9 +248,10 @@ def grid_traces(context: Context, *, way: str) -> dict[str, Measured]:
     levels = images.clamp(0, 1).mul(255).round().to(torch.uint8)
     spectrum = mean_spectrum([from_tensor(image) for image in levels])
     middle, median = spectrum.shape[0] // 2, float(np.median(spectrum))
-    # Rows and columns 0 hold the highest frequency; beside them the other one is low but not 0.
-    near = slice(middle + 1, middle + 5)
+    # Row or column 0 is the Nyquist frequency itself, where doubling leaves a zero: the copies of
+    # the low frequencies lie beside it.
+    low, high = slice(middle + 1, middle + 5), slice(1, 3)
     return {
-        "horizontal": Measured(float(spectrum[near, 0].mean()) - median, n=len(levels)),
-        "vertical": Measured(float(spectrum[0, near].mean()) - median, n=len(levels)),
+        "horizontal": Measured(float(spectrum[low, high].mean()) - median, n=len(levels)),
+        "vertical": Measured(float(spectrum[high, low].mean()) - median, n=len(levels)),
     }

@@ -22,7 +22,7 @@ from genimage.index import Index, open_index
 from genimage.loading import Degrade, Matching
 from genimage.metrics import Scores, score
 from genimage.small_photos import GENERATORS
-from genimage.small_set import SETTINGS, small_set
+from genimage.small_set import SETTINGS, small_set, source_folders
 from genimage.train import train
 from papers_shared.checkpoints import atomic_path
 from papers_shared.cli import load_config
@@ -96,12 +96,7 @@ def code_digest() -> str:
 
 def benchmark(context: Context) -> Index:
     """The small benchmark, made where it is not there."""
-    folders = {
-        "train": context.assets["bsds500_train"].path,
-        "val": context.assets["bsd100"].files["val"],
-    }
-    root = small_set(SETTINGS, folders, progress=context.progress)
-    return open_index(root)
+    return open_index(small_set(SETTINGS, source_folders(), progress=context.progress))
 
 
 def settings(detector: str) -> dict[str, Any]:

@@ -27,9 +27,9 @@ Progress = Callable[[int, int, str], None]
 
 SETTINGS: dict[str, Any] = {
     "train_photos": 24,
-    "train_crops": 30,  # of each photo, real, and as many generated
+    "train_crops": 20,  # of each photo, real, and as many generated
     "val_photos": 10,
-    "val_crops": 15,
+    "val_crops": 10,
     "side": 32,
 }
 ASSETS = ("bsds500_train", "bsd100", *(a for g in GENERATORS.values() for a in g.assets))
@@ -123,3 +123,19 @@ def mean_spectrum(pictures: Sequence[Image]) -> np.ndarray:
     if total is None:
         raise ValueError("no pictures")
     return total / len(pictures)
+
+
+def source_folders() -> dict[str, Path]:
+    """The folders of photos on this machine.
+
+    Raises:
+        FileNotFoundError: they are not here; the message says how to get them.
+    """
+    return {
+        "train": assets.fetch("bsds500_train").path,
+        "val": assets.fetch("bsd100").files["val"],
+    }
+
+
+if __name__ == "__main__":
+    print(small_set(SETTINGS, source_folders()))

@@ -15,7 +15,7 @@ if __name__ == "__main__":  # arguments are checked before torch is imported
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,13 @@ from torch.utils.data import Dataset
 
 from genimage.augment import Augment, jensen_shannon_loss
 from genimage.config import TrainConfig
-from genimage.detectors import Detector, network_input, preset_of, two_logits
+from genimage.detectors import (
+    Detector,
+    network_input,
+    preset_of,
+    two_logits,
+    with_geometry,
+)
 from genimage.eval import judge_entries, limited
 from genimage.index import Entry, Index, open_index
 from genimage.metrics import Scores, score
@@ -174,9 +180,8 @@ class Criterion:
 def validate(detector: Detector, index: Index, config: TrainConfig) -> Scores:
     """On the val/ pictures of the generators trained on."""
     entries = limited(index.select(mode="val", subsets=config.subsets), config.val_limit)
-    judged = judge_entries(
-        detector.eval(), index.root, entries, batch_size=128, workers=config.workers
-    )
+    single = with_geometry(detector.eval(), replace(detector.preset.geometry, crops=1))
+    judged = judge_entries(single, index.root, entries, batch_size=128, workers=config.workers)
     return score(judged.probabilities.tolist(), judged.labels.tolist())
 
 
