@@ -353,7 +353,8 @@ def assert_nothing_is_cut_off(out: str) -> None:
     assert all(line[-1] in "│╮┤╯" for line in lines if line[:1] in tuple("│╭├╰"))
 
 
-def test_the_terminal_shows_reported_beside_reproduced_in_100_columns(paper, capsys):
+def test_the_terminal_shows_reported_beside_reproduced_in_100_columns(paper, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     print_table(paper.reported.tables["table1"], run(paper), make_console())
     out = capsys.readouterr().out
     assert re.search(r"│ Ours \| at full size +│ 88.1 \(paper: +│ 88.02 \(exact;", out)
@@ -364,7 +365,8 @@ def test_the_terminal_shows_reported_beside_reproduced_in_100_columns(paper, cap
     assert_nothing_is_cut_off(out)
 
 
-def test_a_wide_table_is_printed_in_blocks_of_100_columns(paper, capsys):
+def test_a_wide_table_is_printed_in_blocks_of_100_columns(paper, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     table = paper.reported.tables["table1"]
     columns = {f"c{i}": replace(table.columns["top1"], name=f"c{i}") for i in range(9)}
     wide = replace(table, columns=columns | dict(table.columns))

@@ -62,7 +62,7 @@ def load_resnet20(path: Path | None = None) -> ResNet20:
         FileNotFoundError: the weights are not here; the message says how to get them.
     """
     model = ResNet20()
-    file = path or assets.fetch("cifar10_resnet20_fp32").path
+    file = path or assets.fetch("cifar10_resnet20").path
     # The file is older than batch norm's counters, which evaluation does not read.
     counters = {n: b for n, b in model.named_buffers() if n.endswith("num_batches_tracked")}
     load_strict(model, {**counters, **load_state_dict(file)}, what=str(file))

@@ -45,7 +45,7 @@ def _student(
         "after": (),
         **changes,
     }
-    assets = (*CIFAR, "cifar10_resnet20_fp32") if teacher == "resnet20" else CIFAR
+    assets = (*CIFAR, "cifar10_resnet20") if teacher == "resnet20" else CIFAR
     return Recipe(student_row, scale="small", seconds=75, assets=assets, settings=settings)
 
 
