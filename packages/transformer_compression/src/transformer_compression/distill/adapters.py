@@ -30,6 +30,7 @@ def language(
     alpha: float,
     temperature: float = 1.0,
 ) -> Outcome:
+    """A student of every ``every``-th layer matches the model given."""
     student = student_of(model, every=every)
     report = distil(
         student,
@@ -103,6 +104,7 @@ def vision(
     temperature: float,
     seed: int,
 ) -> Outcome:
+    """A student of every ``every``-th block matches the model given."""
     student = vit_student_of(model, range(0, len(model.blocks), every))
     report = distil_vit(
         student,
@@ -128,6 +130,7 @@ def for_resnet(pictures: Tensor) -> Tensor:
 
 
 def from_cnn(model: Any, data: Data, *, steps: int, lr: float, alpha: float, hard: bool) -> Outcome:
+    """The model given goes on learning from the convolutional network."""
     student = copy.deepcopy(model)
     report = distil_vit(
         student,

@@ -30,22 +30,27 @@ def _exchanged(model: Any, name: str, **options: Any) -> Outcome:
 
 
 def local(model: Any, data: Data, *, window: int, global_tokens: int) -> Outcome:
+    """A sliding window with global tokens."""
     return _exchanged(model, "local", window=window, global_tokens=global_tokens)
 
 
 def linear(model: Any, data: Data) -> Outcome:
+    """Linear attention."""
     return _exchanged(model, "linear")
 
 
 def retention(model: Any, data: Data) -> Outcome:
+    """Retention."""
     return _exchanged(model, "retention")
 
 
 def mamba(model: Any, data: Data) -> Outcome:
+    """A selective state space."""
     return _exchanged(model, "mamba")
 
 
 def pooling(model: Any, data: Data) -> Outcome:
+    """The mean of three neighbours."""
     return _exchanged(model, "pooling")
 
 

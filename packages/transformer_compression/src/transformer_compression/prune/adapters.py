@@ -49,18 +49,22 @@ def _weights(
 
 
 def magnitude(model: Any, data: Data, *, pattern: str) -> Outcome:
+    """The weights of least magnitude."""
     return _weights(model, data, "magnitude", pattern)
 
 
 def wanda(model: Any, data: Data, *, pattern: str) -> Outcome:
+    """Wanda."""
     return _weights(model, data, "wanda", pattern)
 
 
 def sparsegpt(model: Any, data: Data, *, pattern: str) -> Outcome:
+    """SparseGPT."""
     return _weights(model, data, "sparsegpt", pattern)
 
 
 def sparsegpt_joint(model: Any, data: Data, *, pattern: str, bits: int) -> Outcome:
+    """SparseGPT that quantizes what it keeps."""
     grid = GridRule(bits, -1, False, rule="gptq", search="none")
     return _weights(model, data, "sparsegpt", pattern, grid)
 
@@ -102,6 +106,7 @@ def _layers(text: str) -> list[int] | None:
 
 
 def structured_activation(model: Any, data: Data, *, ratio: float, correct: bool) -> Outcome:
+    """Heads and channels by what they contribute in forward passes."""
     if is_vit(model):
         made = prune_vit_structured(model, data.batches, ratio=ratio, correct=correct)
         return Outcome(model, notes=["smaller matrices: less time on any device"], details=made)
@@ -117,6 +122,7 @@ def structured_activation(model: Any, data: Data, *, ratio: float, correct: bool
 
 
 def layer_drop(model: Any, data: Data, *, count: int, criterion: Criterion, seed: int) -> Outcome:
+    """The layers that do least."""
     model, report = drop_layers(
         model, data.batches, count=count, criterion=criterion, seed=seed, progress=data.progress
     )
@@ -124,6 +130,7 @@ def layer_drop(model: Any, data: Data, *, count: int, criterion: Criterion, seed
 
 
 def h2o(model: Any, data: Data, *, heavy: int, recent: int) -> Outcome:
+    """A cache that forgets."""
     apply_h2o(model, heavy=heavy, recent=recent)
     return Outcome(
         model, notes=[f"the cache holds {heavy + recent} keys a layer; whole passes are unchanged"]
@@ -131,11 +138,13 @@ def h2o(model: Any, data: Data, *, heavy: int, recent: int) -> Outcome:
 
 
 def tome(model: Any, data: Data, *, r: int, proportional: bool) -> Outcome:
+    """Token merging."""
     apply_tome(model, r, proportional=proportional)
     schedule = merge_schedule(r, len(model.blocks))
     return Outcome(model, notes=[f"merges {schedule} tokens in its blocks"])
 
 
 def evit(model: Any, data: Data, *, keep: float, fuse: bool) -> Outcome:
+    """Token dropping by attention."""
     apply_evit(model, keep, fuse=fuse)
     return Outcome(model, notes=[f"keeps {keep:g} of the tokens three times"])

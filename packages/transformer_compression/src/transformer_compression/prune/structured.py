@@ -207,8 +207,11 @@ def _static_scores(
         samples = [row[None].to(device) for batch in batches for row in batch]
         gradients = loss_gradients(model.eval(), samples, language_loss)
 
+    if gradients is None:  # l2: the sum of squares is the salience |w g| with g = w
+        form = "param_first"
+
     def member(name: str, weight: Tensor, axis: int) -> Member:
-        if gradients is None:  # l2: sum of squares, as salience w * g with g = w
+        if gradients is None:
             return Member(weight, weight, weight, axis)
         return Member(weight, gradients.mean[name], gradients.mean_square[name], axis)
 
