@@ -40,8 +40,8 @@ WINDOWED = {2: (360, 640), 3: (240, 432), 4: (184, 320)}  # of SwinIR: multiples
 def sizes(context: Context, *, variant: str) -> dict[str, Measured]:
     """Parameters (M); G multiply-accumulates of convolutions, linear layers and products.
 
-    At scale 4 also of an input of 256x256, and there with what fvcore adds: one for each element
-    that is averaged over space, five for each that is layer-normalised.
+    At scale 4 also of an input of 256x256, and of the paper's pairs there with what fvcore adds:
+    one for each element that is averaged over space, five for each that is layer-normalised.
     """
     config = VARIANTS[variant]
     # basicsr's SwinIR takes numbers out of tensors, which those of "meta" do not have.
@@ -57,7 +57,8 @@ def sizes(context: Context, *, variant: str) -> dict[str, Measured]:
     if scale == 4:
         macs = _macs(network, 256, 256)
         row["macs_256"] = Measured(macs / 1e9)
-        row["flops"] = Measured((macs + fvcore_extras(network, 256, 256)) / 1e9)
+        if "teacher" in variant or "student" in variant:
+            row["flops"] = Measured((macs + fvcore_extras(network, 256, 256)) / 1e9)
     return row
 
 
