@@ -127,7 +127,7 @@ def _figures(dense: Loaded, model: Any, report: Report | None, workdir: Path) ->
         "step_speedup": cost.step_speedup,
         "weights": cost.weights / 1e6,
         "peak": cost.peak / 1e6,
-        "seconds": 0.0 if report is None else sum(report.seconds),
+        "seconds": 0.0 if report is None else sum(report.cpu_seconds),
     }
 
 

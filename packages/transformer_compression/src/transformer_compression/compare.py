@@ -91,7 +91,7 @@ def vision_row(dense: Loaded, steps: Steps, config: CompareConfig, workdir: Path
         "speedup": cost.speedup,
         "weights": cost.weights / 1e6,
         "peak": cost.peak / 1e6,
-        "seconds": 0.0 if report is None else sum(report.seconds),
+        "seconds": 0.0 if report is None else sum(report.cpu_seconds),
     }
     return Row(values, report=report)
 

@@ -61,9 +61,10 @@ def compress_in_turn(
     report = Report(parameters_before=before, bytes_before=DENSE_BYTES * before)
     outcome, ledger = Outcome(model), Ledger()
     for method, options in methods:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         outcome = method(outcome.model, data, **options)
         report.seconds.append(time.perf_counter() - start)
+        report.cpu_seconds.append(time.process_time() - cpu)
         report.methods.append(method.name)
         report.options.append({**method.options, **options})
         report.notes += outcome.notes

@@ -82,7 +82,8 @@ class Report:
         bytes: by the rule of the survey's sheet: 16 bits a weight; b-bit codes with a 16-bit scale
             and a b-bit zero a row or group; a mask bit and the kept values; N:M values and places.
         bytes_before: of the model as given, 16 bits a weight.
-        seconds: of each method.
+        seconds: of each method, by the clock.
+        cpu_seconds: of each method, all threads of the process; other programs do not count.
         notes: of all methods.
         quantized: module name -> codes, for export.
         details: the methods' own reports.
@@ -96,14 +97,17 @@ class Report:
     bytes: float = 0.0
     bytes_before: float = 0.0
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     quantized: dict[str, QuantizedWeight] = field(default_factory=dict, repr=False)
     details: list[Any] = field(default_factory=list, repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """The figures, without tensors."""
-        names = ("methods", "options", "parameters", "nonzero", "parameters_before", "bytes")
-        names += ("bytes_before", "seconds", "notes")
+        names = (
+            *("methods", "options", "parameters", "nonzero", "parameters_before"),
+            *("bytes", "bytes_before", "seconds", "cpu_seconds", "notes"),
+        )
         return {name: getattr(self, name) for name in names}
 
 

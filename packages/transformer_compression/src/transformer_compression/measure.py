@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from papers_shared.complexity import compare_latency, peak_memory
 from transformer_compression.core import Progress, Report, silent
+from transformer_compression.cpu_time import compare_cpu_seconds, one_thread
 
 PREFILL, DECODED = 128, 8
 PICTURES = 16
@@ -26,7 +27,8 @@ class Cost:
     """Of one model on this device.
 
     Attributes:
-        forward: seconds of one pass: 128 tokens, or 16 pictures.
+        forward: seconds of one pass: 128 tokens, or 16 pictures. On a CPU the CPU time of one
+            thread, which is the latency of an idle core and does not measure other programs.
         speedup: the dense model's time / this one's, both run in turns; 1 without a reference.
         step: seconds a token when generating with a cache (language; 0 for vision).
         step_speedup: likewise.
@@ -115,6 +117,18 @@ def _step(model: Any, prompt: Tensor) -> Callable[[], object]:
     return lambda: model.generate(prompt, attention_mask=mask, pad_token_id=0, **settings)
 
 
+def _compare(
+    functions: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> tuple[float, float]:
+    """Seconds of ``this``, and how many times faster than ``dense`` it is, both run in turns."""
+    if device.type == "cpu":
+        with one_thread():
+            this = compare_cpu_seconds(functions, baseline="dense", rounds=rounds)["this"]
+        return this.seconds, this.speedup
+    timed = compare_latency(functions, baseline="dense", warmup=1, rounds=rounds, device=device)
+    return timed["this"].latency.median, timed["this"].speedup
+
+
 @torch.inference_mode()
 def measure_cost(
     model: Any, *, language: bool, reference: Any = None, rounds: int = 5, seed: int = 0
@@ -138,18 +152,17 @@ def measure_cost(
         x = torch.randn(PICTURES, 3, *size, generator=draw).to(device)
     other = model if reference is None else reference
     passes = {"dense": lambda: other(x), "this": lambda: model(x)}
-    forward = compare_latency(passes, baseline="dense", warmup=1, rounds=rounds, device=device)
-    this = forward["this"]
+    forward, speedup = _compare(passes, rounds, device)
     step, step_speedup = 0.0, 1.0
     if language:
         short = x[:, :16]
         runs = {"dense": _step(other, short), "this": _step(model, short)}
-        steps = compare_latency(runs, baseline="dense", warmup=1, rounds=rounds, device=device)
-        step, step_speedup = steps["this"].latency.median / DECODED, steps["this"].speedup
+        whole, step_speedup = _compare(runs, rounds, device)
+        step = whole / DECODED
     items = PREFILL if language else PICTURES
     return Cost(
-        forward=this.latency.median,
-        speedup=this.speedup,
+        forward=forward,
+        speedup=speedup,
         step=step,
         step_speedup=step_speedup,
         weights=weight_bytes(model),

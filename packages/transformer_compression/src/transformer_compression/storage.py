@@ -108,7 +108,7 @@ def export(
         model,
         report.quantized,
         Path(folder),
-        checkpoint_format=format,  # type: ignore[arg-type]
+        checkpoint_format=format,
         tokenizer=tokenizer,
     )
 

@@ -11,6 +11,7 @@ if __name__ == "__main__":  # arguments are checked before torch is imported
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import yaml
@@ -113,11 +114,12 @@ def main(config: ApplyConfig) -> int:
     for note in dict.fromkeys(report.notes):
         print(f"  {note}")
     if config.evaluate:
-        limits = {"text": None, "window": 512, "windows": 10, "questions": 0, "pictures": 1000}
-        for name, one in (("dense", reference), ("compressed", model)):
+        measure = partial(evaluate, text=None, window=512, windows=10, questions=0, pictures=1000)
+        both: dict[str, Any] = {"dense": reference, "compressed": model}
+        for name, one in both.items():
             print(f"{name}:")
             shown = Loaded(one.eval(), loaded.domain, loaded.tokenizer)
-            print(show(evaluate(shown, reference=reference, **limits)))
+            print(show(measure(shown, reference=reference)))
     if config.output is not None:
         if config.format == "model":
             storage.save(model, report, config.output, tokenizer=loaded.tokenizer)

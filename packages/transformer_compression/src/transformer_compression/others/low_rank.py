@@ -6,6 +6,7 @@ Source: sheet 4.14; TSVD and LoRD are the survey's examples.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,6 +78,10 @@ class LowRankLinear(nn.Module):
         return self.second(self.first(x))
 
 
+def _add(seen: Mapping[str, Hessian], name: str, x: Tensor) -> None:
+    seen[name].add(x)
+
+
 def _replace(model: nn.Module, name: str, rank: int) -> LowRankLinear:
     linear = model.get_submodule(name)
     assert isinstance(linear, nn.Linear)
@@ -110,9 +115,9 @@ def low_rank_language(model: Any, data: Data, *, ratio: float, activations: bool
         linears = block_linears(block)
         seen = {n: Hessian(m.in_features, m.weight.device) for n, m in linears.items()}
         if activations:
-            observe_inputs(block, stream, lambda n, x, seen=seen: seen[n].add(x))
+            observe_inputs(block, stream, partial(_add, seen))
         for name, linear in linears.items():
-            rank = rank_for(*linear.weight.shape, ratio)
+            rank = rank_for(linear.out_features, linear.in_features, ratio)
             moment = seen[name].value if activations else None
             a, b = low_rank_factors(linear.weight, rank, moment)
             made = _replace(block, name, rank)

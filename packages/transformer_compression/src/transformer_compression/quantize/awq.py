@@ -160,7 +160,7 @@ class _Inputs:
             self.attention.append(dict(kwargs))
 
         attention = block.self_attn
-        handle = attention.register_forward_pre_hook(keep, with_kwargs=True)  # type: ignore[operator, union-attr]
+        handle = attention.register_forward_pre_hook(keep, with_kwargs=True)  # type: ignore[union-attr]
         try:
             observe_inputs(block, stream, lambda n, x: self.linear.setdefault(n, []).append(x))
         finally:
@@ -245,5 +245,5 @@ def awq_language(
                 quantized[f"{names[index]}.{name}"] = round_to_nearest(weight, rule)
         # The float stream feeds every block, so weights are rounded at the end.
         for name, weight in quantized.items():
-            model.get_submodule(name).weight.copy_(weight.dequantize())  # type: ignore[union-attr, operator]
+            model.get_submodule(name).weight.copy_(weight.dequantize())  # type: ignore[operator]
     return weights_outcome(model, quantized)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from papers_shared.language_models import block_linears, block_names, find_blocks
 from transformer_compression.core import Data, Outcome
 
-LEVELS = (-1, -0.69619, -0.52507, -0.39492, -0.28444, -0.18477, -0.09105, 0)
-LEVELS += (0.07958, 0.16093, 0.24611, 0.33792, 0.44071, 0.56262, 0.72296, 1)
+LEVELS = (
+    *(-1, -0.69619, -0.52507, -0.39492, -0.28444, -0.18477, -0.09105, 0),
+    *(0.07958, 0.16093, 0.24611, 0.33792, 0.44071, 0.56262, 0.72296, 1),
+)
 DOUBLE_GROUP = 256
 
 

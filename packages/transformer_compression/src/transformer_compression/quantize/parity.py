@@ -150,8 +150,8 @@ def build_llama_layer(config: Case) -> tuple[nn.Module, Any]:
         num_attention_heads=config["heads"],
         rms_norm_eps=config["rms_eps"],
         rope_parameters={"rope_type": "default", "rope_theta": float(config["rope_theta"])},
-        attn_implementation="eager",
     )
+    sizes._attn_implementation = "eager"
     return LlamaDecoderLayer(sizes, 0).eval(), LlamaRotaryEmbedding(sizes)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -211,6 +212,10 @@ def _heads(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    return q @ k.transpose(-2, -1)
+
+
 def search_query_key(
     q: Tensor, k: Tensor, gradient: Tensor, *, bits: int, rounds: int = ROUNDS
 ) -> tuple[Tensor, Tensor]:
@@ -220,10 +225,8 @@ def search_query_key(
     target = q @ k.transpose(-2, -1)
     other = k.abs().amax((0, 2, 3)) / (2 ** (bits - 1) - 0.5)
     for _ in range(rounds):
-        near_k = uniform(k, _heads(other), bits).transpose(-2, -1)
-        mine = search_heads(q, lambda q, n=near_k: q @ n, target, gradient, bits=bits)
+        near_k = uniform(k, _heads(other), bits)
+        mine = search_heads(q, partial(_scores, k=near_k), target, gradient, bits=bits)
         near_q = uniform(q, _heads(mine), bits)
-        other = search_heads(
-            k, lambda k, n=near_q: n @ k.transpose(-2, -1), target, gradient, bits=bits
-        )
+        other = search_heads(k, partial(_scores, near_q), target, gradient, bits=bits)
     return mine, other

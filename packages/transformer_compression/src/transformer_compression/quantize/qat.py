@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -115,20 +115,17 @@ def lsq_train(
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     model.eval().requires_grad_(False)
     linears = quantized_linears(model)
-    handles = []
-    trained: list[nn.Parameter] = []
+    trained: list[Any] = []
     for linear in linears.values():
         quantizer = LearnedStep(linear.weight, bits)
         parametrize.register_parametrization(linear, "weight", quantizer)
         trained.append(quantizer.step.requires_grad_())
         if train == "all":
-            trained.append(linear.parametrizations.weight.original.requires_grad_())  # type: ignore[union-attr]
+            trained.append(_parametrization(linear).original.requires_grad_())
         if activation_bits:
             inputs = LearnedStepInput(activation_bits).to(linear.weight.device)
             linear.input_quantizer = inputs
-            handles.append(
-                linear.register_forward_pre_hook(lambda m, a: (m.input_quantizer(a[0]), *a[1:]))
-            )
+            linear.register_forward_pre_hook(lambda m, a: (m.input_quantizer(a[0]), *a[1:]))
             trained.append(inputs.step)
     optimizer = torch.optim.Adam(trained, lr=lr)
     draw = random.Random(seed)
@@ -150,7 +147,7 @@ def lsq_train(
     quantized = {}
     with torch.no_grad():
         for name, linear in linears.items():
-            parametrization = linear.parametrizations.weight  # type: ignore[union-attr]
+            parametrization = _parametrization(linear)
             hard = parametrization[0].quantized(parametrization.original)
             parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
             linear.weight.copy_(hard.dequantize())
@@ -160,6 +157,10 @@ def lsq_train(
         note = "the inputs' learned steps live in this process's hooks; a saved model lacks them"
         outcome.notes = (*outcome.notes, note)
     return outcome
+
+
+def _parametrization(linear: nn.Module) -> Any:
+    return linear.parametrizations.weight  # type: ignore[union-attr]
 
 
 def _logits(model: nn.Module, batch: Tensor) -> Tensor:

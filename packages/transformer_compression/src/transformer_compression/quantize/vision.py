@@ -362,7 +362,7 @@ def fqvit_vision(model: Any, data: Data, *, bits: int, attention_bits: int) -> O
     with torch.no_grad():
         for name in norms:
             factor = vit_grids.power_of_two_factor(seen.x(name))
-            model.get_submodule(name)[0].set(factor.scale, factor.zero)  # type: ignore[index]
+            model.get_submodule(name)[0].set(factor.scale, factor.zero)
         for name in linears:
             layer = model.get_submodule(name)
             layer.quantizer.set(*_minmax(seen.x(name), bits))

@@ -68,12 +68,16 @@ def quantize_blocks(
     for prefix, block, observe in _groups(model, data):
         linears = block_linears(block)
         seen = {n: kind(m.in_features, m.weight.device) for n, m in linears.items()}
-        observe(lambda name, x, seen=seen: seen[name].add(x))
+        observe(partial(_add, seen))
         for name, linear in linears.items():
             weight = round_linear(linear, seen[name])
             linear.weight.copy_(weight.dequantize())
             quantized[f"{prefix}.{name}"] = weight
     return quantized
+
+
+def _add(seen: Mapping[str, InputMoments | Hessian], name: str, x: Tensor) -> None:
+    seen[name].add(x)
 
 
 def _groups(model: nn.Module, data: Data) -> Iterator[tuple[str, nn.Module, Observe]]:
