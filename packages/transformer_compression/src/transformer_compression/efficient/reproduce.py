@@ -68,8 +68,8 @@ TABLES: dict[str, Table] = {
                 ),
             ),
             Claim(
-                "a decoded token takes as long behind 8,192 tokens as behind 256 (within a factor of "
-                "two), except for exact attention",
+                "a decoded token takes as long behind 8,192 tokens as behind 256 (within a factor "
+                "of two), except for exact attention",
                 lambda r: (
                     _grows("softmax", "step", r) > 4
                     and all(_grows(n, "step", r) < 2 for n in NAMES if n != "softmax")
