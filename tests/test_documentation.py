@@ -59,7 +59,8 @@ def options_exist(arguments: list[str], folder: Path) -> None:
     """For a command that takes long: its help knows each of its options."""
     if "-m" in arguments:  # accelerate launch -m adabin.train ... is python -m adabin.train ...
         arguments = [sys.executable, *arguments[arguments.index("-m") :]]
-    verb = next(i for i, word in enumerate(arguments) if word.startswith("--"))
+    options = [i for i, word in enumerate(arguments) if word.startswith("--")]
+    verb = options[0] if options else len(arguments)
     done = run([*arguments[:verb], "--help"], folder)
     assert done.returncode == 0, done.stderr
     for word in arguments[verb:]:
