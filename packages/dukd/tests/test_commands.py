@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(ValueError, match="was made with"):
         train(config_of(settings))
         train(config_of(settings, cells=2))
-    assert "no test set" in error_of(capsys, "eval", "--data", "set6")
+    assert "nor a test set" in error_of(capsys, "eval", "--data", "set6")
     assert "--student is required" in error_of(capsys, "train")
     assert "did you mean" in error_of(capsys, "train", "--studnt", "x")
 
