@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -79,6 +81,17 @@ def test_an_interrupted_build_goes_on_behind_its_last_whole_line(data, monkeypat
     resumed = list(read_index(path))
     build_index(data, path, restart=True)
     assert resumed == list(read_index(path))
+
+
+def test_processes_that_start_together_build_one_index(data: Path) -> None:
+    code = "import sys, genimage; print(len(genimage.open_index(sys.argv[1]).entries))"
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(data)], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    assert [process.communicate()[0].strip() for process in started] == ["96"] * 4
+    lines = (data / NAME).read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(set(lines)) == 97
 
 
 def test_a_folder_that_changed_is_indexed_anew(data: Path) -> None:

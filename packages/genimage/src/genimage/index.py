@@ -7,6 +7,7 @@ UnbiasedGenImage's metadata (path, generator, mode, class, width, height, compre
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import os
@@ -199,7 +200,10 @@ def open_index(
         raise FileNotFoundError(f"{root} is not a folder; expected GENERATOR/{{train,val}}/...")
     path = path or default_path(root)
     if rebuild or not path.is_file() or _outdated(root, path):
-        build_index(root, path, verify=verify, restart=rebuild)
+        with _alone(path):
+            # Another process (of the same training, say) may have built it meanwhile.
+            if rebuild or not path.is_file() or _outdated(root, path):
+                build_index(root, path, verify=verify, restart=rebuild)
     entries: list[Entry] = []
     bad: list[Entry] = []
     for entry in read_index(path):
@@ -210,6 +214,20 @@ def open_index(
             "GENERATOR/{train,val}/{ai,nature}/FILE"
         )
     return Index(root, tuple(entries), tuple(bad), path)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time builds an index; the others wait (where the system can lock files)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as stream:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _outdated(root: Path, path: Path) -> bool:

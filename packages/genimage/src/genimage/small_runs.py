@@ -31,7 +31,7 @@ from papers_shared.tables.recipe import Context
 SEEDS = 3
 DETECTORS = ("mini_resnet", "mini_cnnspot", "mini_spec", "mini_gramnet")
 TRAINING: dict[str, Any] = {
-    "epochs": 4,
+    "epochs": 8,
     "batch_size": 32,
     "optimizer": "adamw",
     "lr": 2e-3,

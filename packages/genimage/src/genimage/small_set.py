@@ -27,9 +27,9 @@ Progress = Callable[[int, int, str], None]
 
 SETTINGS: dict[str, Any] = {
     "train_photos": 24,
-    "train_crops": 20,  # of each photo, real, and as many generated
+    "train_crops": 30,  # of each photo, real, and as many generated
     "val_photos": 10,
-    "val_crops": 10,
+    "val_crops": 15,
     "side": 32,
 }
 ASSETS = ("bsds500_train", "bsd100", *(a for g in GENERATORS.values() for a in g.assets))
