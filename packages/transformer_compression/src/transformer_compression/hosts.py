@@ -106,7 +106,7 @@ def vision_size(name: str) -> tuple[int, int]:
         model: Any = timm.create_model(name).eval()
         for module in model.modules():
             if hasattr(module, "fused_attn"):
-                module.fused_attn = False  # type: ignore[assignment]
+                module.fused_attn = False
         counter = FlopCounterMode(display=False)
         size = model.default_cfg["input_size"][-1]
         with counter:

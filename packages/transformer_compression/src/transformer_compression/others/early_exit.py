@@ -83,7 +83,7 @@ def apply_early_exit(
 
     model.model.register_forward_pre_hook(begin)
     for index, layer in enumerate(blocks):
-        layer.forward = partial(forward, layer, index, layer.forward)  # type: ignore[method-assign]
+        layer.forward = partial(forward, layer, index, layer.forward)
     return state
 
 
