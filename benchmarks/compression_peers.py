@@ -27,7 +27,7 @@ from typing import Any
 
 METHODS = ("gptq", "sparsegpt_2_4")
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gptq": ("gptq", {"bits": 4, "symmetric": True, "search": "none"}),
+    "gptq": ("gptq", {"bits": 4, "symmetric": True, "search": "none", "rule": "gptq"}),
     "sparsegpt_2_4": ("sparsegpt_2_4", {}),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from papers_shared.language_models import tiny_llama
+from papers_shared.tables.recipe import Context
+from transformer_compression.efficient import recipes as mixer_recipes
 from transformer_compression.efficient.attention import (
     elu_features,
     linear_attention,
@@ -21,6 +24,7 @@ from transformer_compression.efficient.exchange import exchange_mixers
 from transformer_compression.efficient.local import window_attention, window_mask
 from transformer_compression.efficient.mixers import MIXERS, build_mixer, state_bytes
 from transformer_compression.efficient.moe import MoEFeedForward
+from transformer_compression.efficient.reproduce import TABLES
 from transformer_compression.efficient.retention import Retention
 from transformer_compression.efficient.ssm import Mamba, selective_scan
 from transformer_compression.vision.vit import build_vit
@@ -231,3 +235,28 @@ def test_exchanged_mixers_run_in_stock_models() -> None:
         assert vit(torch.randn(2, 3, 16, 16)).shape == (2, 10)
     with pytest.raises(ValueError, match="expected a Llama-like"):
         exchange_mixers(torch.nn.Linear(2, 2), "linear")
+
+
+# --- recipes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_costs_have_every_column_and_states_their_size(name: str, tmp_path: Path) -> None:
+    recipe = TABLES["mixer_costs"].recipes[name]
+    settings = {**recipe.settings, "lengths": [32, 80], "repeats": 1, "width": 24, "heads": 3}
+    found = recipe.run(Context("cpu", 0, tmp_path, settings))
+    kinds = ("forward", "memory", "step", "state")
+    assert set(found) == {f"{kind}_{n}" for kind in kinds for n in (32, 80)}
+    assert (found["state_80"].value > found["state_32"].value) == (name in ("softmax", "local"))
+    assert found["step_80"].value > 0
+
+
+def test_a_trained_row_is_a_mean_over_seeds(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(mixer_recipes, "wikitext2", lambda split: "some text to learn from " * 40)
+    recipe = TABLES["mixers"].recipes["linear"]
+    small = {"width": 16, "heads": 2, "layers": 1, "steps": 3, "batch": 2, "length": 16}
+    settings = {**recipe.settings, **small, "windows": 4, "seeds": 2}
+    found = recipe.run(Context("cpu", 0, tmp_path, settings))
+    assert found["bits_per_byte"].n == 2
+    assert found["bits_per_byte"].std > 0
+    assert 0 < found["bits_per_byte"].value < 9

@@ -84,9 +84,10 @@ RECIPES: dict[str, Recipe] = {
     "rtn_w3": _method(("rtn", W3)),
     "gptq_w3": _method(("gptq", W3), draws=3),
     "lsq_w3": _method(("lsq", {"bits": 3, "steps": 60, "lr": 1e-4}), seconds=60, calibration=1024),
-    "ptq4vit_w6a6": _method(("ptq4vit", {"bits": 6}), seconds=120),
-    "fqvit_w8a8": _method(("fqvit", {"bits": 8, "attention_bits": 4})),
-    "repq_w6a6": _method(("repq", {"bits": 6})),
+    # 32 pictures, as in the papers.
+    "ptq4vit_w6a6": _method(("ptq4vit", {"bits": 6}), seconds=120, calibration=32),
+    "fqvit_w8a8": _method(("fqvit", {"bits": 8, "attention_bits": 4}), calibration=32),
+    "repq_w6a6": _method(("repq", {"bits": 6}), calibration=32),
     "sparsegpt_50_then_gptq_w4": _method(("sparsegpt", PRUNED), ("gptq", W4)),
     "gptq_w4_then_wanda_50": _method(("gptq", W4), ("wanda", PRUNED)),
     "sparsegpt_joint_50_w4": _method(("sparsegpt_joint", {"pattern": "0.5", "bits": 4})),
