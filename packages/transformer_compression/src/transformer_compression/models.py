@@ -39,6 +39,7 @@ def load_model(name: str, *, device: str = "cpu") -> Loaded:
 
     Raises:
         FileNotFoundError: there is no such model; the message says what to do.
+        ValueError: a language model that was saved without its tokenizer.
     """
     from transformer_compression import storage
     from transformer_compression.vision.vit import SHIPPED, load_vit
@@ -46,6 +47,8 @@ def load_model(name: str, *, device: str = "cpu") -> Loaded:
     folder = Path(name)
     if (folder / storage.REPORT).is_file():
         loaded = storage.load(folder)
+        if loaded.domain == "language" and loaded.tokenizer is None:
+            raise ValueError(f"{name} has no tokenizer: give one to save(..., tokenizer=...)")
     elif name == SHIPPED or folder.suffix == ".safetensors":
         loaded = Loaded(load_vit(name), "vision")
     elif name.startswith(TIMM):

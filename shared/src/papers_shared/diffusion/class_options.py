@@ -32,13 +32,15 @@ class ClassSampleConfig:
     """
 
     weights: str = option("", "a file that train wrote, or one of the authors'")
-    classes: list[int] = option([], "labels to make, one picture each (default: drawn by seed)")
+    classes: list[int] = option(
+        [], "labels to make, one picture each (default: drawn by seed)", short="--class"
+    )
     count: int = option(8, "pictures, going round the classes if there are more")
     output: Path = option(Path("samples"), "folder of the pictures (000000.png, ...)", short="-o")
     grid: bool = option(False, "also one picture of all, grid.png")
     vae: str = option("", VAE_HELP)
     variant: str = option("", "network of a file that does not say it itself")
-    guidance: float = option(1.5, "scale of classifier-free guidance; 1: none")
+    guidance: float = option(1.5, "scale of classifier-free guidance; 1: none", short="--cfg")
     guidance_channels: int = option(3, "so many first channels are guided; the authors' 3")
     steps: int = option(250, "evaluations of the network; 10 to 50 with --sampler dpm")
     sampler: Literal["ddpm", "ddim", "dpm"] = option("ddpm", "ancestral as the paper's, or other")

@@ -13,7 +13,6 @@ from typing import Any
 _EXPORTS = {
     "BlockStream": "blocks",
     "Question": "questions",
-    "StoriesTokenizer": "stories",
     "block_linears": "blocks",
     "block_names": "blocks",
     "call_block": "blocks",

@@ -6,7 +6,6 @@ Source: karpathy/tinyllamas (MIT), in llama2.c's own file layout.
 from __future__ import annotations
 
 import struct
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,74 +16,59 @@ from torch import Tensor
 from papers_shared import assets
 
 BOS, EOS = 1, 2
-_BYTES = 3  # token 3 + b is the byte b
+_SPECIAL = ["<none>", "<s>", "</s>"]  # not "<unk>", which WikiText-2 holds as text
+_SPACE = "\u2581"  # how tokenizers write a space inside a token
 
 
-class StoriesTokenizer:
-    """llama2.c's byte-pair tokenizer: the best-scored merge first.
+def read_tokenizer(path: Path) -> Any:
+    """``tok512.bin`` as transformers' fast tokenizer: byte-pair merges, the best-scored first.
+
+    A space is put in front of a text, as in training; characters without a token become bytes.
 
     Args:
-        pieces: bytes of each token.
-        scores: of each token; a merge with a higher score comes first.
+        path: the longest length, then score, length and bytes of each token.
     """
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import BPE
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
 
-    def __init__(self, pieces: list[bytes], scores: list[float]) -> None:
-        self.pieces, self.scores = pieces, scores
-        self.ids = {piece: index for index, piece in enumerate(pieces)}
-        self.bos_token_id, self.eos_token_id = BOS, EOS
-        self._words: dict[str, list[int]] = {}  # a text has few different words
-
-    @classmethod
-    def read(cls, path: Path) -> StoriesTokenizer:
-        """Read ``tok512.bin``: the longest length, then score, length, bytes of each token."""
-        data = path.read_bytes()
-        pieces, scores, at = [], [], 4
-        while at < len(data):
-            score, length = struct.unpack_from("<fi", data, at)
-            pieces.append(data[at + 8 : at + 8 + length])
-            scores.append(score)
-            at += 8 + length
-        return cls(pieces, scores)
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids; a space is put in front, as in training. Words are merged one by one."""
-        ids = [BOS] if add_special_tokens else []
-        words = (" " + text).replace(" ", "\0 ").split("\0")[1:]
-        for word in words:
-            if word not in self._words:
-                self._words[word] = self._merge(word)
-            ids += self._words[word]
-        return ids
-
-    def _merge(self, word: str) -> list[int]:
-        ids: list[int] = []
-        for character in word:
-            raw = character.encode()
-            known = self.ids.get(raw)
-            ids += [known] if known is not None else [_BYTES + byte for byte in raw]
-        while len(ids) > 1:
-            found = [
-                (self.scores[merged], -place, merged)
-                for place, (a, b) in enumerate(pairwise(ids))
-                if (merged := self.ids.get(self.pieces[a] + self.pieces[b])) is not None
-            ]
-            if not found:
-                return ids
-            _, place, merged = max(found)
-            ids[-place : -place + 2] = [merged]
-        return ids
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of token ids; special tokens are left out."""
-        raw = b"".join(
-            bytes([i - _BYTES]) if _BYTES <= i < _BYTES + 256 else self.pieces[i]
-            for i in ids
-            if i not in (BOS, EOS)
-        )
-        return raw.decode(errors="replace").removeprefix(" ")
+    data = path.read_bytes()
+    pieces, scores, at = list[str](), list[float](), 4
+    while at < len(data):
+        score, length = struct.unpack_from("<fi", data, at)
+        pieces.append(data[at + 8 : at + 8 + length].decode().replace(" ", _SPACE))
+        scores.append(score)
+        at += 8 + length
+    pieces[: len(_SPECIAL)] = _SPECIAL
+    ids = {piece: index for index, piece in enumerate(pieces)}
+    merges = [
+        (-scores[index], piece[:cut], piece[cut:])
+        for index, piece in enumerate(pieces[256 + len(_SPECIAL) :], 256 + len(_SPECIAL))
+        for cut in range(1, len(piece))
+        if piece[:cut] in ids and piece[cut:] in ids
+    ]
+    ordered = [(left, right) for _, left, right in sorted(merges, key=lambda merge: merge[0])]
+    tokenizer = Tokenizer(BPE(ids, ordered, unk_token=_SPECIAL[0], byte_fallback=True))
+    tokenizer.normalizer = normalizers.Prepend(" ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="never")
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(_SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{_SPECIAL[BOS]} $A", special_tokens=[(_SPECIAL[BOS], BOS)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=_SPECIAL[BOS], eos_token=_SPECIAL[EOS]
+    )
 
 
-def load_stories(path: Path | None = None) -> tuple[Any, StoriesTokenizer]:
+def load_stories(path: Path | None = None) -> tuple[Any, Any]:
     """The network as transformers' Llama, and its tokenizer.
 
     Args:
@@ -149,4 +133,4 @@ def load_stories(path: Path | None = None) -> tuple[Any, StoriesTokenizer]:
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
     model = LlamaForCausalLM(config)
     model.load_state_dict(state)
-    return model.eval(), StoriesTokenizer.read(files["stories260K_tok512.bin"])
+    return model.eval(), read_tokenizer(files["stories260K_tok512.bin"])
