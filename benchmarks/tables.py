@@ -277,6 +277,117 @@ def genimage_loading(data: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def ipt_v2_attention(data: dict[str, Any]) -> Iterator[str]:
+    """Ratios of the two forms, level by level."""
+    rows = [
+        [
+            f"{case['level']}: {case['channels']} channels, {case['side']}x{case['side']}",
+            case["operation"],
+            case["layout"],
+            f"{case['milliseconds']['reference']:.2f}",
+            f"{case['milliseconds']['fused']:.2f}",
+            f"{case['times_faster']:.1f}x",
+            f"{case['largest_difference']:.1e}",
+        ]
+        for case in data["results"]
+    ]
+    head = ["level", "pass", "layout", "definition, ms", "fused, ms", "faster"]
+    yield from table([*head, "largest difference"], rows)
+
+
+def u_dit_speed(data: dict[str, Any]) -> Iterator[str]:
+    """The two forms, DiT beside U-DiT, and cost against resolution."""
+    rows = []
+    for case in data["forms"]:
+        ms, peak = case["milliseconds"], case["peak_bytes"]
+        rows.append(
+            [
+                f"{case['network']}, batch {case['batch']}",
+                f"{ms['as trained']:.0f}",
+                f"{ms['fused']:.0f}",
+                f"{case['times_faster']['fused']:.2f}x",
+                f"{peak['as trained'] / 1e6:.0f}",
+                f"{peak['fused'] / 1e6:.0f}",
+                f"{case['largest_difference']:.1e}",
+            ]
+        )
+    head = ["latents 32x32", "as trained, ms", "fused, ms", "faster", "peak as trained, MB"]
+    yield from table([*head, "peak fused, MB", "largest difference"], rows)
+    yield ""
+    rows = []
+    for case in data["beside_dit"]:
+        ours, rival = case["network"], case["rival"]
+        macs, ms, peak = case["gmacs"], case["milliseconds"], case["peak_bytes"]
+        rows.append(
+            [
+                ours,
+                rival,
+                f"{macs[ours]:.2f} / {macs[rival]:.2f}",
+                f"{macs[rival] / macs[ours]:.2f}x",
+                f"{ms[ours]:.0f} / {ms[rival]:.0f}",
+                f"{case['times_faster'][ours]:.2f}x",
+                f"{peak[ours] / 1e6:.0f} / {peak[rival] / 1e6:.0f}",
+            ]
+        )
+    head = ["U-DiT, fused", "DiT of diffusers", "GMACs", "fewer", "ms", "faster"]
+    yield from table([*head, "peak, MB"], rows)
+    yield ""
+    rows = [
+        [
+            case["network"],
+            f"{case['pixels']}",
+            f"{case['gmacs']:.1f}",
+            f"{case['milliseconds']:.0f}",
+            f"{case['peak_bytes'] / 1e6:.0f}",
+        ]
+        for case in data["resolution"]
+    ]
+    yield from table(["network", "pixels a side", "GMACs", "ms", "peak, MB"], rows)
+
+
+def cbq_peers(data: dict[str, Any]) -> Iterator[str]:
+    """Perplexity and CPU minutes, method by method."""
+    names = {
+        "rtn": "RTN",
+        "gptq": "GPTQ",
+        "awq": "AWQ",
+        "lwc": "learned clipping (OmniQuant)",
+        "autoround": "AutoRound",
+        "cbq": "CBQ",
+    }
+    widths = list(data["bits"])
+    rows = []
+    for name, label in names.items():
+        cells = []
+        for width in widths:
+            found = data["bits"][width].get(name)
+            cells.append(f"{found['perplexity']:.2f}" if found else "not run")
+            cells.append(f"{found['cpu_minutes']:.1f}" if found else "")
+        rows.append([label, *cells])
+    head = [part for w in widths for part in (f"W{w}A16, perplexity", "CPU minutes")]
+    yield from table(["method", *head], rows)
+
+
+def compression_peers(data: dict[str, Any]) -> Iterator[str]:
+    """Both sides of each method."""
+    rows = [
+        [
+            method,
+            f"{row['ours']:.2f}",
+            f"{row['peer']:.2f}",
+            f"{row['perplexity_ratio']:.3f}",
+            f"{row['ours_seconds']:.0f}",
+            f"{row['peer_seconds']:.0f}",
+            f"{100 * row['equal_weights']:.1f} %",
+        ]
+        for method, row in data["rows"].items()
+    ]
+    yield f"{data['model']}; dense {data['dense']:.2f}."
+    yield ""
+    head = ["method", "ours, perplexity", "llm-compressor", "ratio", "ours, s", "llm-compressor, s"]
+    yield from table([*head, "equal weights"], rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "binary_conv": binary_conv,
     "imresize": imresize,
@@ -284,8 +395,12 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "resshift_family": resshift_family,
     "lipt_attention": lipt_attention,
     "lipt_networks": lipt_networks,
+    "ipt_v2_attention": ipt_v2_attention,
+    "u_dit_speed": u_dit_speed,
     "dukd_step": dukd_step,
     "packed_linear": packed_linear,
+    "compression_peers": compression_peers,
+    "cbq_peers": cbq_peers,
     "genimage_loading": genimage_loading,
 }
 
@@ -294,7 +409,10 @@ def markdown() -> str:
     """All tables, each under its name and the machine it was measured on."""
     lines = []
     for name, render in TABLES.items():
-        data = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        path = RESULTS / f"{name}.json"
+        if not path.is_file():  # no measurement is kept, as the page says
+            continue
+        data = json.loads(path.read_text(encoding="utf-8"))
         machine = data["machine"]
         versions = ", ".join(f"{key} {value}" for key, value in machine["versions"].items())
         where = f"{machine['cpu']}, {machine['cores']} cores, {versions}, {machine['date'][:10]}"
