@@ -45,7 +45,7 @@ def test_counts_are_those_of_the_sheet(tmp_path: Path) -> None:
 
 
 def test_methods_of_a_table_share_everything_but_the_method() -> None:
-    for name in ("small_full", "small_ablation"):
+    for name in ("small_full", "small_ablation", "small_scratch"):
         settings = [dict(r.settings) for r in reproduce.TABLES[name].recipes.values()]
         for row in settings:
             row.pop("method", None)
@@ -82,3 +82,16 @@ def test_only_the_first_blocks_are_quantized() -> None:
         assert len(model.model.layers) == model.config.num_hidden_layers == 2
     assert list(model.model.layers) == blocks
     assert model.config.num_hidden_layers == 3
+
+
+def test_the_model_trained_from_scratch_learns_its_text() -> None:
+    text = torch.tensor(list(b"a rose is a rose is a rose. " * 20))
+    size = {"blocks": 1, "hidden": 32, "intermediate": 48, "length": 32}
+    rate = {"batch": 4, "lr": 1e-2, "warmup": 2}
+
+    def loss(steps: int) -> float:
+        model = recipes.train_from_scratch(lambda: text, **size, **rate, steps=steps)
+        with torch.no_grad():
+            return model(text[None, :64], labels=text[None, :64]).loss.item()
+
+    assert loss(40) < loss(1) / 2
