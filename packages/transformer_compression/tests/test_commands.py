@@ -13,7 +13,8 @@ from papers_shared.language_models import tiny_llama
 from transformer_compression import METHODS, compress, parity
 from transformer_compression.bench import LANGUAGE_ROWS, Protocol, measure_row
 from transformer_compression.cli import main
-from transformer_compression.compare import chosen_steps, markdown, plot
+from transformer_compression.compare import chosen_steps, markdown
+from transformer_compression.figures import draw_tables, plot
 from transformer_compression.hosts import HOSTS, count_host_parameters
 from transformer_compression.listing import listing
 from transformer_compression.measure import linear_macs, measure_cost, weight_bytes
@@ -129,8 +130,26 @@ def test_comparison_table_and_plots(tmp_path: Path) -> None:
     }
     table = markdown(rows)
     assert "| wanda | 30.50 | 120.00 | 3.0 |" in table
-    files = plot({n: r.values for n, r in rows.items()}, tmp_path, title="a model")
-    assert all(file.read_text().startswith("<?xml") for file in files)
+    drawn = {n: r.values for n, r in rows.items()} | {"broken": {"perplexity": 1e4, "bytes": 1.0}}
+    files = plot(
+        drawn, tmp_path, title="a model", quality=("perplexity", "ppl"), axes={"bytes": "MB"}
+    )
+    (text,) = (file.read_text() for file in files)
+    assert text.startswith("<?xml")
+    assert "wanda" in text
+    assert "left out, above 20 times the best: broken" in text
+
+
+def test_recorded_results_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert draw_tables(tmp_path, ["table1"]) == []
+    command = ["reproduce", "--table", "table1", "--budget", "0", "--output", str(tmp_path)]
+    assert main(command) == 0
+    drawn = sorted(path.name for path in tmp_path.glob("**/*.svg"))
+    assert drawn == ["perplexity_bytes.svg", "perplexity_forward_ms.svg"]
+    assert "drawn: " in capsys.readouterr().out
+
+
+def test_choosing_methods() -> None:
     assert chosen_steps(["gptq:bits=3,group=32"], "language")["gptq:bits=3,group=32"] == [
         ("gptq", {"bits": 3, "group": 32})
     ]

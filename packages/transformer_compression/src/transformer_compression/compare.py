@@ -14,6 +14,7 @@ from papers_shared.checkpoints import atomic_path
 from transformer_compression.bench import Protocol, Row, Steps, measure_row
 from transformer_compression.compressing import compress
 from transformer_compression.config import CompareConfig
+from transformer_compression.figures import plot
 from transformer_compression.measure import disk_bytes, measure_cost, vision_quality
 from transformer_compression.methods import METHODS, find_method
 from transformer_compression.models import Loaded, load_model, pick_device, vision_data
@@ -107,49 +108,6 @@ def markdown(rows: Mapping[str, Row]) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: Mapping[str, Mapping[str, float]], folder: Path, *, title: str) -> list[Path]:
-    """Quality against bytes, and against latency, as SVG files.
-
-    Args:
-        rows: label -> values, with one of ``QUALITY``, ``bytes`` and ``forward_ms``.
-        folder: where they go.
-        title: of both.
-
-    Returns:
-        the files.
-    """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    first = next(iter(rows.values()))
-    quality = next(name for name in QUALITY if name in first)
-    made = []
-    for axis, label in (("bytes", "MB by rule"), ("forward_ms", "milliseconds a pass")):
-        figure, axes = plt.subplots(figsize=(8, 5.5))
-        for name, values in rows.items():
-            axes.scatter(values[axis], values[quality], s=18)
-            axes.annotate(
-                name,
-                (values[axis], values[quality]),
-                fontsize=7,
-                xytext=(3, 3),
-                textcoords="offset points",
-            )
-        if quality == "perplexity":
-            axes.set_yscale("log")
-        axes.set_xlabel(label)
-        axes.set_ylabel(COLUMNS[quality][0])
-        axes.set_title(title)
-        axes.grid(alpha=0.3)
-        figure.tight_layout()
-        made.append(folder / f"{quality}_{axis}.svg")
-        figure.savefig(made[-1], metadata={"Date": None})
-        plt.close(figure)
-    return made
-
-
 def main(config: CompareConfig) -> int:
     """Measure all rows, print the table, and write table, data and plots."""
     dense = load_model(config.model, device=pick_device(config.device))
@@ -189,6 +147,13 @@ def main(config: CompareConfig) -> int:
     for name, text in files.items():
         with atomic_path(config.output / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    plots = plot(values, config.output, title=config.model)
+    quality = next(name for name in QUALITY if name in values["dense"])
+    plots = plot(
+        values,
+        config.output,
+        title=config.model,
+        quality=(quality, COLUMNS[quality][0]),
+        axes={"bytes": "MB by rule", "forward_ms": "milliseconds a pass"},
+    )
     print(f"written: {', '.join(str(p) for p in [config.output / n for n in files] + plots)}")
     return 0
