@@ -47,7 +47,7 @@ def draw(matrices: Sequence[Matrix], path: Path, *, columns: int = 0) -> None:
     axes = figure.subplots(lines, columns, squeeze=False)
     image = None
     for axis, matrix in zip(axes.flat, matrices, strict=False):
-        image = axis.imshow(matrix.values, cmap="RdYlGn", vmin=50, vmax=100, aspect="auto")
+        image = axis.imshow(matrix.values, cmap="viridis", vmin=50, vmax=100, aspect="auto")
         axis.set_xticks(range(len(matrix.columns)), matrix.columns, rotation=40, ha="right")
         axis.set_yticks(range(len(matrix.rows)), matrix.rows)
         axis.tick_params(length=0, labelsize=8)
@@ -57,7 +57,8 @@ def draw(matrices: Sequence[Matrix], path: Path, *, columns: int = 0) -> None:
         for y, row in enumerate(matrix.values):
             for x, value in enumerate(row):
                 if value == value:
-                    axis.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8)
+                    ink = "white" if value < 80 else "black"  # the map is dark below
+                    axis.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color=ink)
         for edge in axis.spines.values():
             edge.set_visible(False)
     for axis in axes.flat[len(matrices) :]:
