@@ -39,6 +39,7 @@ def plot(
         the files.
     """
     import matplotlib as mpl
+    import numpy as np
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
@@ -51,21 +52,23 @@ def plot(
         left_out = [label for label, values in rows.items() if values[column] > FAR * best]
     made = []
     for axis, label in axes.items():
-        figure, plane = plt.subplots(figsize=(8, 5.5))
-        for row, values in rows.items():
-            if row in left_out or axis not in values:
-                continue
+        shown = {k: v for k, v in rows.items() if k not in left_out and axis in v}
+        figure, plane = plt.subplots(figsize=(11, 6.5), layout="constrained")
+        colours = plt.colormaps["turbo"](np.linspace(0.05, 0.95, len(shown)))
+        for number, (row, values) in enumerate(shown.items(), 1):
             place = (values[axis], values[column])
-            plane.scatter(*place, s=18)
-            plane.annotate(row, place, fontsize=7, xytext=(3, 3), textcoords="offset points")
+            plane.scatter(*place, s=18, color=colours[number - 1], label=f"{number}  {row}")
+            plane.annotate(
+                str(number), place, fontsize=7, xytext=(3, 3), textcoords="offset points"
+            )
         if column == "perplexity":
             plane.set_yscale("log")
         plane.set_xlabel(label)
         plane.set_ylabel(name)
         more = f"\nleft out, above {FAR:.0f} times the best: {', '.join(left_out)}"
-        plane.set_title(title + more * bool(left_out), fontsize=9, wrap=True)
+        plane.set_title(title + more * bool(left_out), fontsize=9)
         plane.grid(alpha=0.3)
-        figure.tight_layout()
+        figure.legend(loc="outside right center", fontsize=7, frameon=False)
         made.append(folder / f"{column}_{axis}.svg")
         figure.savefig(made[-1], metadata={"Date": None})
         plt.close(figure)
