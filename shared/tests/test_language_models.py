@@ -38,11 +38,12 @@ def test_stories_writes_the_known_story(stories: tuple) -> None:
     model, tokenizer = stories
     assert sum(p.numel() for p in model.parameters()) == 260_032
     ids = model.generate(torch.tensor([[1]]), max_new_tokens=40, do_sample=False)[0].tolist()
-    assert tokenizer.decode(ids).startswith(
+    assert tokenizer.decode(ids, skip_special_tokens=True).startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play outside"
     )
     text = "Once upon a time, Lily saw a naïve €."
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    again = tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True)
+    assert again == text
 
 
 def test_the_walk_is_the_model() -> None:

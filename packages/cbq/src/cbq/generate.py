@@ -35,7 +35,7 @@ def generate(config: GenerateConfig) -> str:
             pad_token_id=tokenizer.eos_token_id,
             **options,
         )
-    return tokenizer.decode(out[0].tolist())
+    return tokenizer.decode(out[0].tolist(), skip_special_tokens=True)
 
 
 def main(config: GenerateConfig) -> int:
