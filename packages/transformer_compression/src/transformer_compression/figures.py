@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -65,12 +66,14 @@ def plot(
             plane.set_yscale("log")
         plane.set_xlabel(label)
         plane.set_ylabel(name)
-        more = f"\nleft out, above {FAR:.0f} times the best: {', '.join(left_out)}"
-        plane.set_title(title + more * bool(left_out), fontsize=9)
+        plane.set_title(title, fontsize=9)
+        if left_out:
+            more = f"left out, above {FAR:.0f} times the best: {'; '.join(left_out)}"
+            figure.suptitle(textwrap.fill(more, 140), y=0, va="top", fontsize=7)
         plane.grid(alpha=0.3)
         figure.legend(loc="outside right center", fontsize=7, frameon=False)
         made.append(folder / f"{column}_{axis}.svg")
-        figure.savefig(made[-1], metadata={"Date": None})
+        figure.savefig(made[-1], metadata={"Date": None}, bbox_inches="tight")
         plt.close(figure)
     return made
 
@@ -104,7 +107,7 @@ def draw_tables(folder: Path, tables: Sequence[str]) -> list[Path]:
             written += plot(
                 rows,
                 target,
-                title=f"{table.title} (small scale)",
+                title=f"{table.title.removesuffix(' (small scale)')} (small scale)",
                 quality=(quality, _axis(table, quality)),
                 axes={axis: _axis(table, axis) for axis in axes},
             )
