@@ -28,6 +28,7 @@ HEAVY = ("torchvision", "diffusers", "transformers.models", "lpips", "basicsr")
 # DESIGN's layers of papers_shared; a module imports only from layers below its own, or its own.
 LAYERS = {
     "workspace": 0, "assets": 1, "checkpoints": 1, "images": 1, "complexity": 1, "cli": 1,
+    "devices": 1,
     "name_seeded": 1, "packing": 1, "_basicsr": 1, "_calflops": 1,
     "_counting": 1, "kernels": 2, "data": 2, "networks": 2,
     "metrics": 2, "diffusion": 3, "quantization": 3, "language_models": 3, "training": 3,

@@ -13,11 +13,12 @@ from PIL import Image
 
 from papers_shared.checkpoints import load_state_dict, save_state_dict
 from papers_shared.data.resize import imresize
+from papers_shared.devices import pick_device
 from papers_shared.images import read_image, rgb_to_ycbcr, to_uint8, write_image, ycbcr_to_rgb
 from papers_shared.inference import OutOfMemory, photos
 from papers_shared.inference.tiles import side_weights
 from papers_shared.restoration import restore
-from papers_shared.restoration.prepare import open_restorer, pick_device
+from papers_shared.restoration.prepare import open_restorer
 from papers_shared.restoration.restore import Cost, PhotoRestorer, run_restore
 from papers_shared.restoration.restore_commands import EnlargeConfig, RestoreConfig
 from papers_shared.restoration.task import Task
@@ -331,7 +332,7 @@ def test_sizes_that_make_no_sense_are_refused(tmp_path, weights, options):
 def test_devices():
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match="float16 is for GPUs"):
-        pick_device("cpu", "float16")
+        pick_device("cpu", precision="float16")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no CUDA device"):
             pick_device("cuda")

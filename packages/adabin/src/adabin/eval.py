@@ -27,9 +27,10 @@ from torch.utils.data import DataLoader, Subset
 
 from adabin.config import EvalConfig
 from adabin.data import imagenet_pictures, normalise
-from adabin.pipeline import load_network, pick_device
+from adabin.pipeline import load_network
 from papers_shared.checkpoints import atomic_path
 from papers_shared.data.cifar10 import Cifar10, load_cifar10
+from papers_shared.devices import pick_device
 
 AUTHORS_COUNT = 9984  # 78 batches of 128
 

@@ -16,19 +16,7 @@ from adabin.official import CHECKPOINTS, load_official, load_released, refuse_ot
 from papers_shared.checkpoints import file_metadata, load_state_dict
 from papers_shared.data.cifar10 import CLASSES
 from papers_shared.data.resize import imresize
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is a GPU when there is one.
-
-    Raises:
-        ValueError: cuda was asked for and is not there.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is visible to torch; use --device cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+from papers_shared.devices import pick_device
 
 
 def variant_config(name: str) -> Config:

@@ -16,8 +16,9 @@ from typing import Any
 
 from cbq.config import EvalConfig
 from cbq.output import is_quantized, load_quantized, tokenizer_source
-from cbq.train import pick_device, read_text
+from cbq.train import read_text
 from papers_shared.checkpoints import atomic_path
+from papers_shared.devices import pick_device
 from papers_shared.language_models import load_language_model, tokenize
 from papers_shared.language_models.loading import BUILT_IN
 from papers_shared.metrics.perplexity import Perplexity, perplexity

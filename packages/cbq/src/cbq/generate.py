@@ -6,7 +6,7 @@ import torch
 
 from cbq.config import GenerateConfig
 from cbq.eval import load_any
-from cbq.train import pick_device
+from papers_shared.devices import pick_device
 
 
 @torch.inference_mode()

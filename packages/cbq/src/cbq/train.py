@@ -15,12 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cbq.config import QuantizeConfig
 from cbq.output import is_quantized, runtimes, save_quantized
 from cbq.pipeline import Quantized, quantize
 from cbq.settings import Settings, parse_bits, preset
+from papers_shared.devices import pick_device
 from papers_shared.language_models import (
     calibration_windows,
     load_language_model,
@@ -59,19 +58,6 @@ def make_settings(config: QuantizeConfig) -> Settings:
             raise ValueError(f"--train {sorted(unknown)[0]}: expected some of {_LEARNED}")
         changes |= {f"learn_{name}": name in config.train for name in _LEARNED}
     return preset(config.preset, **changes)
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is a GPU when there is one.
-
-    Raises:
-        ValueError: cuda was asked for and is not there.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is visible to torch; use --device cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def read_text(name: str, part: str) -> str:

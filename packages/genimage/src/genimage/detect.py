@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from genimage.config import DetectConfig
 from genimage.degradations import Degradation
 from genimage.detectors import Detector, load_detector
-from genimage.eval import REENCODINGS, pick_device
+from genimage.eval import REENCODINGS
 from genimage.pictures import SUFFIXES, Unreadable, as_rgb, open_header
 from papers_shared.checkpoints import atomic_path
+from papers_shared.devices import pick_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image

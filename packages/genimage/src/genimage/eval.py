@@ -31,22 +31,10 @@ from genimage.index import Entry, Index, open_index
 from genimage.loading import UNREADABLE, Before, Degrade, Matching, Pictures, Sequential, batches
 from genimage.metrics import Scores, score, wilson
 from papers_shared.checkpoints import atomic_path
+from papers_shared.devices import pick_device
 
 REENCODINGS = ("jpeg:95", "jpeg:85", "jpeg:75")
 Progress = Callable[[int, int, str], None]
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is a GPU when there is one.
-
-    Raises:
-        ValueError: cuda was asked for and is not there.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is visible to torch; use --device cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 @dataclass(frozen=True)

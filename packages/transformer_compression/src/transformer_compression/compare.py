@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from papers_shared.checkpoints import atomic_path
+from papers_shared.devices import pick_device
 from transformer_compression.bench import Protocol, Row, Steps, measure_row
 from transformer_compression.compressing import compress
 from transformer_compression.config import CompareConfig
 from transformer_compression.figures import plot
 from transformer_compression.measure import disk_bytes, measure_cost, vision_quality
 from transformer_compression.methods import METHODS, find_method
-from transformer_compression.models import Loaded, load_model, pick_device, vision_data
+from transformer_compression.models import Loaded, load_model, vision_data
 from transformer_compression.train import parse_options
 
 COLUMNS = {

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from papers_shared.checkpoints import atomic_path
+from papers_shared.devices import pick_device
 from transformer_compression.config import EvalConfig
 from transformer_compression.measure import language_quality, measure_cost, vision_quality
-from transformer_compression.models import Loaded, load_model, pick_device
+from transformer_compression.models import Loaded, load_model
 
 
 def evaluate(

@@ -29,7 +29,7 @@ class Loaded:
     tokenizer: Any = None
 
 
-def load_model(name: str, *, device: str = "cpu") -> Loaded:
+def load_model(name: str, *, device: str | torch.device = "cpu") -> Loaded:
     """A language model or a vision transformer by name.
 
     Args:
@@ -69,13 +69,6 @@ def load_model(name: str, *, device: str = "cpu") -> Loaded:
 
 def _language(pair: tuple[Any, Any]) -> tuple[Any, Domain, Any]:
     return pair[0], "language", pair[1]
-
-
-def pick_device(name: str) -> str:
-    """``auto``: cuda where there is one."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 def language_data(

@@ -68,16 +68,11 @@ def main(config: ApplyConfig) -> int:
     """Compress, say what it did, and write the result."""
     steps = steps_of(config)  # wrong options are found before anything is loaded
 
+    from papers_shared.devices import pick_device
     from transformer_compression import storage
     from transformer_compression.compressing import compress_in_turn
     from transformer_compression.eval import evaluate, show
-    from transformer_compression.models import (
-        Loaded,
-        language_data,
-        load_model,
-        pick_device,
-        vision_data,
-    )
+    from transformer_compression.models import Loaded, language_data, load_model, vision_data
 
     loaded = load_model(config.model, device=pick_device(config.device))
     for method, _ in steps:

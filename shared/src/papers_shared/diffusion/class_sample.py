@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from papers_shared import devices
 from papers_shared.diffusion.class_family import ClassFamily
 from papers_shared.diffusion.class_options import ClassSampleConfig
 from papers_shared.training.seeds import seed_from
@@ -21,13 +22,10 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ValueError: cuda was asked for and is not there.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is visible to torch; use --device cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
+    device = devices.pick_device(name)
+    if device.type == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device(name)
+    return device
 
 
 def share_of_work() -> tuple[int, int]:

@@ -10,6 +10,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from papers_shared.complexity import count_macs, measure_latency
+from papers_shared.devices import pick_device
 from papers_shared.diffusion.commands import NetworkConfig, UpscaleConfig
 from papers_shared.diffusion.families import SMALL, Family, load_pipeline
 from papers_shared.diffusion.latents import latent_factor
@@ -34,14 +35,8 @@ def prepared_pipeline(config: NetworkConfig, family: Family) -> ResShiftPipeline
     Raises:
         ValueError: an option does not fit; float16 on a CPU.
     """
-    device = config.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is visible to torch; use --device cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and config.precision == "float16":
-        raise ValueError("float16 is for GPUs; on a CPU use --precision bfloat16 or float32")
-    if device == "cpu":
+    device = pick_device(config.device, precision=config.precision)
+    if device.type == "cpu":
         keep_freed_memory()
     pipeline = load_pipeline(
         family, config.weights, variant=config.variant, autoencoder=config.autoencoder

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from papers_shared.checkpoints import atomic_path
 from papers_shared.complexity import compare_latency, count_parameters
+from papers_shared.devices import pick_device
 from papers_shared.inference.memory import OutOfMemory, is_out_of_memory, peak_of_call
 from papers_shared.restoration.family import RestorationFamily, Restorer
-from papers_shared.restoration.prepare import open_restorer, pick_device, task_of
+from papers_shared.restoration.prepare import open_restorer, task_of
 from papers_shared.restoration.restore_commands import BenchmarkConfig
 from papers_shared.restoration.task import Task
 
@@ -175,7 +176,7 @@ def run_benchmark(config: BenchmarkConfig, family: RestorationFamily) -> int:
         FileNotFoundError: no such weights.
         ValueError: an option does not fit.
     """
-    device = pick_device(config.device, config.precision)
+    device = pick_device(config.device, precision=config.precision)
     restorer, name = _network(config, family)
     with _threads(config.threads):
         timings = measure_forms(restorer, config, device)

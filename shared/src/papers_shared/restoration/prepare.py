@@ -8,24 +8,10 @@ from typing import Any
 import torch
 
 from papers_shared.checkpoints import file_metadata, load_state_dict
+from papers_shared.devices import pick_device
 from papers_shared.restoration.family import RestorationFamily, Restorer, load_restorer
 from papers_shared.restoration.restore_commands import NetworkConfig
 from papers_shared.restoration.task import Kind, Task
-
-
-def pick_device(device: str, precision: str = "float32") -> torch.device:
-    """The device called ``auto``, ``cpu`` or ``cuda``.
-
-    Raises:
-        ValueError: no GPU is visible; float16 on a CPU.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is visible to torch; use --device cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and precision == "float16":
-        raise ValueError("float16 is for GPUs; on a CPU use --precision bfloat16 or float32")
-    return torch.device(device)
 
 
 def weights_for(family: RestorationFamily, weights: str, kind: Kind | None) -> str:
@@ -125,7 +111,7 @@ def prepared_restorer(
         FileNotFoundError: there is no such file.
         ValueError: an option does not fit.
     """
-    device = pick_device(config.device, config.precision)
+    device = pick_device(config.device, precision=config.precision)
     restorer = open_restorer(family, config.weights, variant=config.variant, kind=kind, level=level)
     if config.merge:
         restorer = restorer.merge()
