@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -35,24 +36,81 @@ from papers_shared.workspace import workspace_root
 
 __all__ = [
     "CannotRun",
+    "Case",
     "Part",
+    "Run",
     "fingerprint",
     "fingerprint_difference",
     "fingerprint_error",
     "name_seeded_state_dict",
+    "named_cases",
+    "no_reader",
     "normal",
+    "refuse_unknown",
     "run_recordings",
     "seeded_input",
     "values_error",
 ]
 
 READERS = "papers_shared.parity"
+Case = Mapping[str, Any]
 Part = tuple[str, float, float]  # what is compared, error, tolerance
-Reader = Callable[[Mapping[str, Any]], Iterator[tuple[str, Callable[[], Iterable[Part]]]]]
+Run = Callable[[], Iterable[Part]]
+Reader = Callable[[Case], Iterator[tuple[str, Run]]]
 
 
 class CannotRun(RuntimeError):
     """A case cannot run here (an optional library is missing); shown as SKIP with the reason."""
+
+
+def no_reader(what: str, *case: Any) -> list[Part]:
+    """Stands in for a reader that does not exist: its case fails.
+
+    Args:
+        what: names the section or kind.
+        case: what a reader would have been called with.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"no reader for {what}")
+
+
+def refuse_unknown(case: Case, known: Collection[str]) -> None:
+    """Hold a case's keys against those that a reader compares.
+
+    Raises:
+        ValueError: for the first key that nothing would compare.
+    """
+    if unknown := [key for key in case if key not in known]:
+        no_reader(repr(unknown[0]))
+
+
+def named_cases(
+    recording: Case,
+    kinds: Mapping[str, Callable[[Case], Iterable[Part]]],
+    *,
+    full_size: Callable[[str, Case], Iterable[Part]],
+    descriptions: Collection[str],
+) -> Iterator[tuple[str, Run]]:
+    """Every case of a recording whose sections ``cases`` and ``full_size`` hold cases by name.
+
+    Args:
+        recording: the parsed file.
+        kinds: a case's ``kind`` -> its reader.
+        full_size: reader of the other section, called with name and case.
+        descriptions: sections that hold no cases. Any other fails.
+    """
+    for section, content in recording.items():
+        if section == "full_size":
+            for name, case in content.items():
+                yield f"full_size {name}", partial(full_size, name, case)
+        elif section == "cases":
+            for name, case in content.items():
+                kind = case.get("kind")
+                yield name, partial(kinds.get(kind, partial(no_reader, f"kind {kind!r}")), case)
+        elif section not in descriptions:
+            yield section, partial(no_reader, f"section {section!r}")
 
 
 def fingerprint_difference(value: Tensor, recorded: Mapping[str, Any]) -> float:
@@ -128,7 +186,7 @@ def run_recordings(paths: Sequence[Path]) -> Iterator[Line]:
             yield Line("FAIL", path.stem, "-", reason=_one_line(error))
 
 
-def _run_case(recording: str, case: str, run: Callable[[], Iterable[Part]]) -> Line:
+def _run_case(recording: str, case: str, run: Run) -> Line:
     try:
         parts = list(run())
     except AssetMissing as error:

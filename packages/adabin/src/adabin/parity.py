@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -25,31 +24,21 @@ from papers_shared import assets
 from papers_shared.checkpoints import load_file, unwrap
 from papers_shared.data.cifar10 import load_cifar10
 from papers_shared.parity import (
+    Case,
     Part,
+    Run,
     fingerprint_error,
     name_seeded_state_dict,
+    named_cases,
     seeded_input,
     values_error,
 )
 
-Case = Mapping[str, Any]
 DESCRIPTIONS = {"paper", "weights", "dtype", "note", "tolerance", "flops_note", "how_to_read"}
 
 
-def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]]:
+def checks(recording: Case) -> Iterator[tuple[str, Run]]:
     """Every case of a recording, to be run; sections it does not know fail."""
-    for section, content in recording.items():
-        if section == "full_size":
-            for name, case in content.items():
-                yield f"full_size {name}", partial(_full_size, case)
-        elif section == "cases":
-            for name, case in content.items():
-                yield name, partial(_run, case)
-        elif section not in DESCRIPTIONS:
-            yield section, partial(_unknown, f"section {section!r}")
-
-
-def _run(case: Case) -> Iterable[Part]:
     kinds: dict[str, Callable[[Case], Iterable[Part]]] = {
         "conv_with_gradients": _conv,
         "maxout": _maxout,
@@ -58,11 +47,12 @@ def _run(case: Case) -> Iterable[Part]:
         "train_step": _train_step,
         "released_checkpoint": _released,
     }
-    return kinds.get(case["kind"], lambda case: _unknown(f"kind {case['kind']!r}"))(case)
-
-
-def _unknown(what: str) -> list[Part]:
-    raise ValueError(f"no reader for {what}")
+    yield from named_cases(
+        recording,
+        kinds,
+        full_size=lambda _, case: _full_size(case),
+        descriptions=DESCRIPTIONS,
+    )
 
 
 def _error(value: Any, recorded: Any) -> float:

@@ -18,15 +18,23 @@ from cbq.cfp import RULES, CFPRule, activation_scale, find_outliers
 from cbq.rounding import adaround_logits, commitment, rectified_sigmoid
 from cbq.sizes import HOSTS, host_parameters
 from papers_shared.name_seeded import name_seeded_state_dict
-from papers_shared.parity import Part, fingerprint_error, normal, seeded_input, values_error
+from papers_shared.parity import (
+    Case,
+    Part,
+    Run,
+    fingerprint_error,
+    no_reader,
+    normal,
+    seeded_input,
+    values_error,
+)
 from papers_shared.quantization import Grid, grid_from_range, minmax_grid
 
-Case = Mapping[str, Any]
 DESCRIPTIONS = {"about", "tolerance", "kinds", "library_versions"}
 EXACT = {"zero", "zero_point"}
 
 
-def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]]:
+def checks(recording: Case) -> Iterator[tuple[str, Run]]:
     """Every case of a recording, to be run; what it does not know fails."""
     readers: dict[str, Callable[[Case, float], Iterable[Part]]] = {
         "cfp_activation_scale": _cfp,
@@ -39,17 +47,13 @@ def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]
         if section == "cases":
             for index, case in enumerate(content):
                 kind = str(case.get("kind"))
-                reader = readers.get(kind, partial(_unknown, f"kind {kind!r}"))
+                reader = readers.get(kind, partial(no_reader, f"kind {kind!r}"))
                 yield f"[{index}] {case.get('case', kind)}", partial(reader, case, relative)
         elif section == "param_counts":
             for name, count in content.items():
                 yield f"param_counts {name}", partial(_parameters, name, count)
         elif section not in DESCRIPTIONS:
-            yield section, partial(_unknown, f"section {section!r}", content, relative)
-
-
-def _unknown(what: str, case: Any, relative: float) -> list[Part]:
-    raise ValueError(f"no reader for {what}")
+            yield section, partial(no_reader, f"section {section!r}")
 
 
 def _parameters(name: str, count: int) -> Iterator[Part]:

@@ -22,15 +22,17 @@ from dukd.official import convert, guess_config, load_official
 from dukd.upcycling import InvertibleTransforms, zoom_out
 from papers_shared.complexity import count_macs, count_parameters
 from papers_shared.parity import (
+    Case,
     Part,
+    Run,
     fingerprint_error,
     name_seeded_state_dict,
+    no_reader,
     seeded_input,
     values_error,
 )
 from papers_shared.training.objects import EMA
 
-Case = Mapping[str, Any]
 DESCRIPTIONS = {"note", "tolerance"}
 NOTES = {"name", "arch", "config", "input", "inputs", "kept", "basicsr_rel_error", "args", "layout"}
 LOSS_NAMES = {
@@ -47,7 +49,7 @@ INPUT = re.compile(
 )
 
 
-def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]]:
+def checks(recording: Case) -> Iterator[tuple[str, Run]]:
     """Every case of a recording, to be run; what it does not know fails."""
     readers: dict[str, Callable[[Any, Case], Iterable[Part]]] = {
         "cases": _network,
@@ -63,7 +65,7 @@ def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]
     for section, content in recording.items():
         if section in DESCRIPTIONS:
             continue
-        reader = readers.get(section, partial(_unknown, section))
+        reader = readers.get(section, partial(no_reader, f"the section {section!r}"))
         for name, case in _cases(section, content):
             yield name, partial(reader, case, recording["tolerance"])
 
@@ -77,10 +79,6 @@ def _cases(section: str, content: Any) -> Iterator[tuple[str, Any]]:
             yield f"{section} {name}", case
     else:
         yield section, content
-
-
-def _unknown(section: str, case: Any, tolerance: Case) -> list[Part]:
-    raise ValueError(f"no reader for the section {section!r}")
 
 
 def _refuse_unread(case: Case, *read: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,45 +21,36 @@ from genimage.official import load_official, swin_names
 from genimage.pictures import from_tensor
 from genimage.spectrum import BANDS, log_spectrum
 from papers_shared.parity import (
+    Case,
     Part,
+    Run,
     fingerprint,
     fingerprint_error,
     name_seeded_state_dict,
+    named_cases,
     seeded_input,
     values_error,
 )
 
-Case = Mapping[str, Any]
 DESCRIPTIONS = {
     *("paper", "weights", "dtype", "input_scale", "tolerance", "state_crc32"),
     *("flops_note", "outputs_note"),
 }
 
 
-def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]]:
+def checks(recording: Case) -> Iterator[tuple[str, Run]]:
     """Every case of a recording, to be run; sections it does not know fail."""
-    for section, content in recording.items():
-        if section == "full_size":
-            for name, case in content.items():
-                yield f"full_size {name}", partial(_full_size, case)
-        elif section == "cases":
-            for name, case in content.items():
-                yield name, partial(_run, case)
-        elif section not in DESCRIPTIONS:
-            yield section, partial(_unknown, f"section {section!r}")
-
-
-def _run(case: Case) -> Iterable[Part]:
     kinds: dict[str, Callable[[Case], Iterable[Part]]] = {
         "network": _network,
         "spec": _spec,
         "augment": _augment,
     }
-    return kinds.get(case["kind"], lambda case: _unknown(f"kind {case['kind']!r}"))(case)
-
-
-def _unknown(what: str) -> list[Part]:
-    raise ValueError(f"no reader for {what}")
+    yield from named_cases(
+        recording,
+        kinds,
+        full_size=lambda _, case: _full_size(case),
+        descriptions=DESCRIPTIONS,
+    )
 
 
 def state_crc32(state: Mapping[str, Tensor]) -> int:

@@ -7,7 +7,7 @@ names, shapes and order; every key is compared, and one that this reader does no
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,14 +19,17 @@ from ipt_v2.feedforward import RepLeFFN, merge
 from ipt_v2.generation import IPTBlock, IPTUNet
 from papers_shared.complexity import count_macs, count_parameters
 from papers_shared.parity import (
+    Case,
     Part,
+    Run,
     fingerprint_error,
     name_seeded_state_dict,
+    no_reader,
     normal,
+    refuse_unknown,
     seeded_input,
 )
 
-Case = Mapping[str, Any]
 # Class names of the authors' file -> ours; both take the same argument names.
 MODULES: dict[str, Callable[..., nn.Module]] = {
     "IPTV2_Focal_Attention": FCSA,
@@ -39,7 +42,7 @@ NETWORKS: dict[str, Callable[[Case], Any]] = {"IPT_UNet": IPTUNet}
 DESCRIPTIONS = {"paper", "how", "comment", "note", "module", "name"}
 
 
-def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]]:
+def checks(recording: Case) -> Iterator[tuple[str, Run]]:
     """Every case of a recording, to be run; sections it does not know fail."""
     how = recording["how"]
     for section, content in recording.items():
@@ -54,16 +57,7 @@ def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]
             for case in content:
                 yield f"{case['model']} {case['name']}", partial(_network, case, how)
         elif section not in DESCRIPTIONS:
-            yield section, partial(_unknown, f"section {section!r}")
-
-
-def _unknown(what: str) -> list[Part]:
-    raise ValueError(f"no reader for {what}")
-
-
-def _refuse_unknown(case: Case, known: set[str]) -> None:
-    if unknown := [key for key in case if key not in known | DESCRIPTIONS]:
-        raise ValueError(f"no reader for {unknown[0]!r}")
+            yield section, partial(no_reader, f"section {section!r}")
 
 
 def _build(kinds: Mapping[str, Callable[..., Any]], name: str) -> Callable[..., Any]:
@@ -95,7 +89,7 @@ def _crc32(model: nn.Module) -> int:
 
 def _module(case: Case, how: Case) -> Iterator[Part]:
     known = {"official_class", "args", "state", "n_params", "cases", "fused", "inputs", "output"}
-    _refuse_unknown(case, known)
+    refuse_unknown(case, DESCRIPTIONS | known)
     limit = how["tolerance_of_abs_max"]
     model = _seed(_build(MODULES, case["official_class"])(**case["args"]), how)
     yield "names, shapes and order", float(_layout(model) != case["state"]), 0
@@ -125,7 +119,7 @@ def _module(case: Case, how: Case) -> Iterator[Part]:
 
 def _network(case: Case, how: Case) -> Iterator[Part]:
     known = {"model", "config", "input", "t", "y", "n_params", "state", "state_crc32"}
-    _refuse_unknown(case, known | {"intermediate", "output", "forward_with_cfg"})
+    refuse_unknown(case, DESCRIPTIONS | known | {"intermediate", "output", "forward_with_cfg"})
     limit = how["tolerance_of_abs_max"]
     model: Any = _seed(_build(NETWORKS, case["model"])(case["config"]), how)
     yield "names, shapes and order", float(_layout(model) != case["state"]), 0
@@ -148,7 +142,7 @@ def _network(case: Case, how: Case) -> Iterator[Part]:
     yield "output, merged", fingerprint_error(y.contiguous(), case["output"]), limit
     if "forward_with_cfg" in case:
         guided = case["forward_with_cfg"]
-        _refuse_unknown(guided, {"cfg_scale", "t", "y", "output"})
+        refuse_unknown(guided, DESCRIPTIONS | {"cfg_scale", "t", "y", "output"})
         steps, labels = torch.tensor(guided["t"]), torch.tensor(guided["y"])
         with torch.no_grad():
             y = model.forward_with_cfg(x, steps, labels, guided["cfg_scale"])
@@ -169,7 +163,7 @@ def _keep(made: dict[str, Tensor], name: str, module: nn.Module, given: Any, out
 
 def _full_size(case: Case) -> Iterator[Part]:
     known = {"config", "params", "params_fused", "state_entries", "state_crc32", "macs_unfused"}
-    _refuse_unknown(case, known)
+    refuse_unknown(case, DESCRIPTIONS | known)
     config = case["config"]
     with torch.device("meta"):
         model = IPTUNet(config)

@@ -25,21 +25,23 @@ from papers_shared.kernels.nvsm import Shared
 from papers_shared.kernels.nvsm_layout import mask_positions, masked_rows
 from papers_shared.metrics.restoration import PSNR, SSIM
 from papers_shared.parity import (
+    Case,
     Part,
+    Run,
     fingerprint_difference,
     name_seeded_state_dict,
+    no_reader,
     seeded_input,
     values_error,
 )
 
-Case = Mapping[str, Any]
 DESCRIPTIONS = {"paper", "how", "tolerance"}
 NOTES = {"kind", "name", "model", "module", "note", "weights", "keep", "input", "meaning"}
 PADDING = {"wrap": "sparse", "zero": "zero_pad", "ref": "ref_pad"}
 BACKENDS = ("fast", "reference")
 
 
-def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]]:
+def checks(recording: Case) -> Iterator[tuple[str, Run]]:
     """Every case of a recording, to be run; what it does not know fails."""
     readers: dict[str, Callable[[Case, Rules], Iterable[Part]]] = {
         "counts": _counts,
@@ -54,7 +56,10 @@ def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]
             continue
         for name, case in _cases(section, content):
             kind = case.get("kind") if isinstance(case, Mapping) else type(case).__name__
-            yield name, partial(readers.get(str(kind), partial(_unknown, kind)), case, rules)
+            yield (
+                name,
+                partial(readers.get(str(kind), partial(no_reader, f"kind {kind!r}")), case, rules),
+            )
 
 
 def _cases(section: str, content: Any) -> Iterator[tuple[str, Any]]:
@@ -68,10 +73,6 @@ def _cases(section: str, content: Any) -> Iterator[tuple[str, Any]]:
         for name, case in content.items():
             if name != "comment":
                 yield f"{section} {name}", case
-
-
-def _unknown(kind: Any, case: Any, rules: Rules) -> list[Part]:
-    raise ValueError(f"no reader for kind {kind!r}")
 
 
 class Rules:

@@ -20,16 +20,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from papers_shared.diffusion import vq
 from papers_shared.diffusion.scheduler import ResShiftScheduler, scheduler_of
 from papers_shared.parity import (
+    Case,
     Part,
+    Run,
     fingerprint_difference,
     name_seeded_state_dict,
+    named_cases,
     seeded_input,
 )
 from tad_sr import losses
 from tad_sr.discriminator import ProjectedDiscriminator, TimeAwareDiscriminator
 from tad_sr.model import Config, build
 
-Case = Mapping[str, Any]
 DESCRIPTIONS = {"about", "paper", "note", "tolerance", "flops_note"}
 DISCRIMINATORS: dict[str, type[ProjectedDiscriminator]] = {
     "ProjectedDiscriminator": ProjectedDiscriminator,
@@ -37,30 +39,15 @@ DISCRIMINATORS: dict[str, type[ProjectedDiscriminator]] = {
 }
 
 
-def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]]:
+def checks(recording: Case) -> Iterator[tuple[str, Run]]:
     """Every case of a recording, to be run; sections it does not know fail."""
-    for section, content in recording.items():
-        if section == "full_size":
-            for name, case in content.items():
-                yield f"full_size {name}", partial(_full_size, name, case)
-        elif section == "cases":
-            for name, case in content.items():
-                yield name, partial(_run, case, Limits(recording["tolerance"]))
-        elif section not in DESCRIPTIONS:
-            yield section, partial(_unknown, f"section {section!r}")
-
-
-def _run(case: Case, limits: Limits) -> Iterable[Part]:
-    kinds: dict[str, Callable[[Case, Limits], Iterable[Part]]] = {
-        "training_losses": _training_losses,
-        "discriminator": _discriminator,
-        "eta_schedule": _eta_schedule,
+    limits = Limits(recording.get("tolerance", {}))
+    kinds: dict[str, Callable[[Case], Iterable[Part]]] = {
+        "training_losses": partial(_training_losses, limits=limits),
+        "discriminator": partial(_discriminator, limits=limits),
+        "eta_schedule": partial(_eta_schedule, limits=limits),
     }
-    return kinds.get(case["kind"], lambda *_: _unknown(f"kind {case['kind']!r}"))(case, limits)
-
-
-def _unknown(what: str) -> list[Part]:
-    raise ValueError(f"no reader for {what}")
+    yield from named_cases(recording, kinds, full_size=_full_size, descriptions=DESCRIPTIONS)
 
 
 class Limits:

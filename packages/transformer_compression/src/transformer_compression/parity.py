@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from papers_shared.parity import (
+    Case,
     Part,
+    Run,
     fingerprint_error,
     name_seeded_state_dict,
+    no_reader,
     seeded_input,
     values_error,
 )
 
-Case = Mapping[str, Any]
 CaseReader = Callable[[Case], Iterable[Part]]
 FAMILIES = ("quantize", "prune", "distill", "efficient")
 DESCRIPTIONS = {"about", "tolerance", "library_versions"}
@@ -30,14 +32,14 @@ DESCRIPTIONS = {"about", "tolerance", "library_versions"}
 TOLERANCES = {"gptq": 1e-4, "sparsegpt": 1e-4, "repq": 1e-4, "retention": 5e-5}
 
 
-def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]]:
+def checks(recording: Case) -> Iterator[tuple[str, Run]]:
     """Every case of a recording, to be run; sections and kinds it does not know fail."""
     readers = _readers()
     for section, content in recording.items():
         if section == "cases":
             for index, case in enumerate(content):
                 kind = case.get("kind")
-                reader = readers.get(kind, partial(_unknown, f"kind {kind!r}"))
+                reader = readers.get(kind, partial(no_reader, f"kind {kind!r}"))
                 yield case.get("case", f"case {index}"), partial(reader, case)
         elif section == "param_counts":
             for host, count in content.items():
@@ -46,7 +48,7 @@ def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]
             for name, (count, macs) in content.items():
                 yield f"size of {name}", partial(_vision_size, name, count, macs)
         elif section not in DESCRIPTIONS:
-            yield section, partial(_unknown, f"section {section!r}", {})
+            yield section, partial(no_reader, f"section {section!r}")
 
 
 def _readers() -> dict[str, CaseReader]:
@@ -54,10 +56,6 @@ def _readers() -> dict[str, CaseReader]:
     for family in FAMILIES:
         readers |= import_module(f"transformer_compression.{family}.parity").KINDS
     return readers
-
-
-def _unknown(what: str, case: Case) -> list[Part]:
-    raise ValueError(f"no reader for {what}")
 
 
 # --- for the families' readers -------------------------------------------------------------------

@@ -25,9 +25,13 @@ from papers_shared.networks.grid_attention import split_cells
 from papers_shared.networks.rep_ffn import RepLeFFN
 from papers_shared.networks.rotary import turns
 from papers_shared.parity import (
+    Case,
     Part,
+    Run,
     fingerprint_error,
     name_seeded_state_dict,
+    no_reader,
+    refuse_unknown,
     seeded_input,
     values_error,
 )
@@ -37,13 +41,12 @@ from u_dit.dit import DiT
 from u_dit.model import VARIANTS, UDiT, fuse
 from u_dit.parity_diffusion import diffusion_checks
 
-Case = Mapping[str, Any]
 NETWORKS: dict[str, Callable[[Case], Any]] = {"U_DiT": UDiT, "DiT": DiT}
 DESCRIPTIONS = {"paper", "how", "comment", "note", "name", "kind", "class", "model", "module",
                 "tolerance", "recorded_as"}  # fmt: skip
 
 
-def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]]:
+def checks(recording: Case) -> Iterator[tuple[str, Run]]:
     """Every case of a recording, to be run; sections it does not know fail."""
     limit = recording["tolerance"]["atol_of_abs_max"]
     for section, content in recording.items():
@@ -68,17 +71,7 @@ def checks(recording: Case) -> Iterator[tuple[str, Callable[[], Iterable[Part]]]
             for i, case in enumerate(content):
                 yield f"images[{i}] {case['kind']}", partial(_image, case)
         elif section not in DESCRIPTIONS:
-            yield section, partial(_unknown, f"section {section!r}")
-
-
-def _unknown(what: str) -> list[Part]:
-    raise ValueError(f"no reader for {what}")
-
-
-def refuse_unknown(case: Case, known: set[str]) -> None:
-    """Raises ValueError for the first key that nothing would compare."""
-    if unknown := [key for key in case if key not in known | DESCRIPTIONS]:
-        raise ValueError(f"no reader for {unknown[0]!r}")
+            yield section, partial(no_reader, f"section {section!r}")
 
 
 def seeded(model: nn.Module, *, keep: Iterable[str] = ()) -> Any:
@@ -110,7 +103,8 @@ def _network(case: Case, limit: float) -> Iterator[Part]:
     inside = "intermediates" if "intermediates" in case else "intermediates_unfused"
     refuse_unknown(
         case,
-        {"config", "keep", "input", "t", "y", "pos_embed", "forward_with_cfg", inside}
+        DESCRIPTIONS
+        | {"config", "keep", "input", "t", "y", "pos_embed", "forward_with_cfg", inside}
         | counts
         | set(outputs),
     )
@@ -163,7 +157,7 @@ def _network(case: Case, limit: float) -> Iterator[Part]:
         yield "fused minus un-fused", difference.item(), limit
     if "forward_with_cfg" in case:
         guided = case["forward_with_cfg"]
-        refuse_unknown(guided, {"cfg_scale", "t", "y", "output"})
+        refuse_unknown(guided, DESCRIPTIONS | {"cfg_scale", "t", "y", "output"})
         steps, labels = torch.tensor(guided["t"]), torch.tensor(guided["y"])
         with torch.no_grad():
             out = model.forward_with_cfg(x, steps, labels, guided["cfg_scale"])
@@ -187,7 +181,7 @@ def _full_size(variant: str, case: Case) -> Iterator[Part]:
         "macs_fused_512px": lambda: macs(fused, 4, 64),
         "macs_paper_convention_fused_512px": lambda: macs(fused, 4, 64) + elementwise(config, 64),
     }
-    refuse_unknown(case, set(found))
+    refuse_unknown(case, DESCRIPTIONS | set(found))
     for name, value in case.items():
         if name in found:
             yield name, abs(found[name]() - value), 0
@@ -209,7 +203,10 @@ def _module(case: Case, limit: float) -> Iterator[Part]:
 
 
 def _attention(case: Case, limit: float) -> Iterator[Part]:
-    refuse_unknown(case, {"args", "input", "state", "downsampler_output", "output", "override"})
+    refuse_unknown(
+        case,
+        DESCRIPTIONS | {"args", "input", "state", "downsampler_output", "output", "override"},
+    )
     arguments = dict(case["args"])
     dim, heads = arguments.pop("dim"), arguments.pop("num_heads")
     model = seeded(DownsampledAttention(dim, heads, **arguments))
@@ -229,7 +226,7 @@ def _feed_forward(case: Case, limit: float) -> Iterator[Part]:
     names = [f"fused_{part}_{kind}" for part in ("project_in", "dwconv", "project_out")
              for kind in ("weight", "bias")]  # fmt: skip
     outputs = {"output_unfused", "output_fused"}
-    refuse_unknown(case, {"args", "input", "state", *names, *outputs})
+    refuse_unknown(case, DESCRIPTIONS | {"args", "input", "state", *names, *outputs})
     arguments = dict(case["args"])
     dim, factor = arguments.pop("dim"), arguments.pop("ffn_expansion_factor")
     model = seeded(RepLeFFN(dim, factor, **arguments))
@@ -246,7 +243,7 @@ def _feed_forward(case: Case, limit: float) -> Iterator[Part]:
 
 
 def _rotary(case: Case, limit: float) -> Iterator[Part]:
-    refuse_unknown(case, {"args", "real", "imag"})
+    refuse_unknown(case, DESCRIPTIONS | {"args", "real", "imag"})
     side = round(case["args"]["tokens"] ** 0.5)
     cos, sin = turns(side, side, case["args"]["head_dim"], torch.device("cpu"))
     yield "real", fingerprint_error(cos, case["real"]), limit
@@ -254,7 +251,7 @@ def _rotary(case: Case, limit: float) -> Iterator[Part]:
 
 
 def _sinusoid(case: Case, limit: float) -> Iterator[Part]:
-    refuse_unknown(case, {"args", "output"})
+    refuse_unknown(case, DESCRIPTIONS | {"args", "output"})
     table = timestep_embedding(torch.tensor(case["args"]["t"]), case["args"]["dim"])
     yield "output", fingerprint_error(table, case["output"]), limit
 
@@ -264,7 +261,9 @@ def _sinusoid(case: Case, limit: float) -> Iterator[Part]:
 
 def _train_step(case: Case, limit: float) -> Iterator[Part]:
     refuse_unknown(
-        case, {"config", "inputs", "t", "y", "mse", "vb", "loss", "grad_norm", "gradients"}
+        case,
+        DESCRIPTIONS
+        | {"config", "inputs", "t", "y", "mse", "vb", "loss", "grad_norm", "gradients"},
     )
     model, chain = seeded(UDiT(case["config"])).train(), Chain.linear()
     x0, noise = (given(pair) for pair in case["inputs"])
@@ -288,7 +287,7 @@ def _evaluator(case: Case, limit: float) -> Iterator[Part]:
     texts = {"sample_transform", "logits_transform"}
     numbers = {"k", "sample_scale", "sample_shift", "logits_scale"}
     found = {"fid", "precision", "recall", *splits}
-    refuse_unknown(case, {"inputs"} | texts | numbers | found)
+    refuse_unknown(case, DESCRIPTIONS | {"inputs"} | texts | numbers | found)
     reference, samples, logits = (given(pair) for pair in case["inputs"])
     samples = samples * case["sample_scale"] + case["sample_shift"]
     yield "fid", values_error(frechet_distance(reference, samples), case["fid"]), limit
@@ -302,7 +301,9 @@ def _evaluator(case: Case, limit: float) -> Iterator[Part]:
 
 
 def _image(case: Case) -> Iterator[Part]:
-    refuse_unknown(case, {"input", "image_size", "input_scale", "shape", "sum", "picked"})
+    refuse_unknown(
+        case, DESCRIPTIONS | {"input", "image_size", "input_scale", "shape", "sum", "picked"}
+    )
     x = given(case["input"])
     if case["kind"] == "center_crop":
         levels = (50 * x + 128).clamp(0, 255).to(torch.uint8).numpy()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,15 +18,17 @@ from papers_shared.diffusion.adm import (
     training_losses,
 )
 from papers_shared.parity import (
+    Case,
     Part,
     fingerprint_error,
     name_seeded_state_dict,
+    no_reader,
+    refuse_unknown,
     seeded_input,
     values_error,
 )
 from u_dit.model import UDiT, fuse
 
-Case = Mapping[str, Any]
 Check = tuple[str, Callable[[], Iterable[Part]]]
 TABLES = (
     "betas",
@@ -65,20 +66,11 @@ def diffusion_checks(content: Case, limit: float) -> Iterator[Check]:
         elif name in known:
             yield name, partial(known[name], content, name, limit)
         elif name not in DESCRIPTIONS:
-            yield name, partial(_unknown, name)
-
-
-def _unknown(what: str) -> list[Part]:
-    raise ValueError(f"no reader for {what!r}")
-
-
-def _refuse_unknown(case: Case, known: set[str]) -> None:
-    if unknown := [key for key in case if key not in known]:
-        _unknown(unknown[0])
+            yield name, partial(no_reader, repr(name))
 
 
 def _timesteps(case: Case, count: int) -> Iterator[Part]:
-    _refuse_unknown(case, MAPS | {"T", "at", *TABLES})
+    refuse_unknown(case, MAPS | {"T", "at", *TABLES})
     kept = space_timesteps(count, case["respacing"])
     first, last = case["timestep_map_first"], case["timestep_map_last"]
     yield "n", abs(len(kept) - case["n"]), 0
@@ -88,7 +80,7 @@ def _timesteps(case: Case, count: int) -> Iterator[Part]:
 
 
 def _schedule(case: Case, limit: float) -> Iterator[Part]:
-    _refuse_unknown(case, MAPS | {"at", *TABLES})
+    refuse_unknown(case, MAPS | {"at", *TABLES})
     chain = Chain.linear()
     if "respacing" in case:
         yield from _timesteps(case, len(chain))
@@ -126,7 +118,7 @@ def _losses(content: Case, name: str, limit: float) -> Iterator[Part]:
     chain, t = _chain(content, name)
     x0, noise, output, _ = _inputs(content)
     losses = training_losses(chain, output, x0, q_sample(chain, x0, t, noise), t, noise)
-    _refuse_unknown(content[name], set(losses))
+    refuse_unknown(content[name], set(losses))
     for key, value in content[name].items():
         yield key, values_error(losses[key], value), limit
 
@@ -135,7 +127,7 @@ def _mean_variance(content: Case, name: str, limit: float) -> Iterator[Part]:
     chain, t = _chain(content, name)
     _, _, output, x = _inputs(content)
     case = content[name]
-    _refuse_unknown(case, {"clip_denoised", "mean", "log_variance", "pred_xstart"})
+    refuse_unknown(case, {"clip_denoised", "mean", "log_variance", "pred_xstart"})
     p = p_mean_variance(chain, output, x, t, clip_denoised=case.get("clip_denoised", False))
     for key in ("mean", "log_variance", "pred_xstart"):
         if key in case:
@@ -146,7 +138,7 @@ def _p_sample(content: Case, name: str, limit: float) -> Iterator[Part]:
     chain, t = _chain(content, name)
     _, _, output, x = _inputs(content)
     case = content[name]
-    _refuse_unknown(case, {"noise", "clip_denoised", "output"})
+    refuse_unknown(case, {"noise", "clip_denoised", "output"})
     noise = seeded_input(case["noise"], tuple(x.shape))
     made = p_sample(chain, output, x, t, noise, clip_denoised=case["clip_denoised"])
     yield name, fingerprint_error(made, case["output"]), limit
@@ -164,7 +156,7 @@ def _loop(case: Case, limit: float) -> Iterator[Part]:
     texts = {"weights", "eval", "kind", "class"}
     numbers = {"model_config", "z", "y", "null_class", "cfg_scale", "steps"}
     noises = {"noise_name", "noise_shape"}
-    _refuse_unknown(case, {"after", "final_first_half"} | texts | numbers | noises)
+    refuse_unknown(case, {"after", "final_first_half"} | texts | numbers | noises)
     model = UDiT(case["model_config"])
     model.load_state_dict(name_seeded_state_dict(model.state_dict()))
     model = fuse(model.eval())

@@ -22,16 +22,17 @@ from papers_shared.diffusion.swin import SwinBlock, Windows
 from papers_shared.diffusion.swin_unet import UNetModelSwin
 from papers_shared.diffusion.training import resshift_loss
 from papers_shared.parity import (
+    Case,
     Part,
+    Run,
     fingerprint_error,
     name_seeded_state_dict,
+    no_reader,
     seeded_input,
     values_error,
 )
 
-Case = Mapping[str, Any]
 Build = Callable[[Mapping[str, Any]], nn.Module]
-Run = Callable[[], Iterable[Part]]
 TRANSFORMS = {"tanh of the seeded input": torch.tanh}
 
 
@@ -67,13 +68,13 @@ def cases(
             continue
         found = list(_find(section, content))
         if not found:
-            yield section, partial(_unknown, f"section {section!r}")
+            yield section, partial(no_reader, f"section {section!r}")
         for name, case in found:
             kind = case["kind"]
             if kind in kinds:
                 yield name, partial(kinds[kind], case, limit=limit)
             else:
-                yield name, partial(_unknown, f"kind {kind!r}")
+                yield name, partial(no_reader, f"kind {kind!r}")
 
 
 def _find(name: str, content: Any) -> Iterator[tuple[str, Case]]:
@@ -87,10 +88,6 @@ def _find(name: str, content: Any) -> Iterator[tuple[str, Case]]:
             yield from _find(f"{name}[{i}]", value)
     else:
         yield name, {"kind": f"{type(content).__name__} where a case was expected"}
-
-
-def _unknown(what: str) -> list[Part]:
-    raise ValueError(f"no reader for {what}")
 
 
 def equal(ours: Any, recorded: Any) -> float:
