@@ -12,7 +12,7 @@ reproduce: $(if $(FOUND),,environment)
 	$(RUN) -m papers_shared.tables reproduce --paper $(PAPER) $(if $(BUDGET),--budget $(BUDGET))
 
 reproduce-%: $(if $(FOUND),,environment)
-	$(RUN) -m papers_shared.tables reproduce --paper $(PAPER) --table $*
+	$(RUN) -m papers_shared.tables reproduce --paper $(PAPER) --table $* $(if $(BUDGET),--budget $(BUDGET))
 
 train: $(if $(FOUND),,environment)
 	$(RUN) -m $(PAPER).train $(if $(CONFIG),--config $(CONFIG)) $(ARGS)

@@ -1,20 +1,11 @@
-"""A recipe for every row of the paper's tables that can be computed, and their heat maps.
-
-``python -m genimage.reproduce --table table2`` computes a table with its parts and draws it.
-"""
+"""A recipe for every row of the paper's tables that can be computed, and their heat maps."""
 
 from __future__ import annotations
-
-if __name__ == "__main__":
-    import sys
-
-    from genimage.cli import main as command_line
-
-    raise SystemExit(command_line(["reproduce", *sys.argv[1:]]))
 
 from collections.abc import Callable
 from functools import partial
 
+from genimage.figures import draw_tables
 from genimage.recipes import (
     column_means,
     complexity,
@@ -31,8 +22,11 @@ from genimage.recipes import (
 from genimage.small_photos import GENERATORS
 from genimage.small_runs import DETECTORS, settings
 from genimage.small_set import ASSETS
-from papers_shared.tables.command import ReproduceConfig, run_reproduce
+from papers_shared.tables.command import run_reproduce
 from papers_shared.tables.recipe import Claim, Recipe, Rows, Table
+
+main = partial(run_reproduce, paper="genimage")
+draw = draw_tables
 
 # One training and its tests, on one core.
 SECONDS_OF_A_RUN = {"mini_resnet": 60, "mini_cnnspot": 60, "mini_spec": 60, "mini_gramnet": 140}
@@ -199,15 +193,3 @@ TABLES: dict[str, Table] = {
         }
     ),
 }
-
-
-def main(config: ReproduceConfig) -> int:
-    """Compute, print, and draw what has been computed or recorded."""
-    from genimage.figures import draw_tables
-    from papers_shared.tables.store import default_folder
-
-    status = run_reproduce(config, "genimage")
-    if status in (0, 1):
-        for path in draw_tables(config.output or default_folder(), config.table):
-            print(f"drawn: {path}")
-    return status

@@ -1,41 +1,22 @@
-"""A recipe for every row of the survey's tables that can be computed, and their plots.
-
-``python -m transformer_compression.reproduce --table table1`` computes a table and draws it.
-"""
+"""A recipe for every row of the survey's tables that can be computed, and their plots."""
 
 from __future__ import annotations
-
-if __name__ == "__main__":
-    import sys
-
-    from transformer_compression.cli import main as command_line
-
-    raise SystemExit(command_line(["reproduce", *sys.argv[1:]]))
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
-from papers_shared.tables.command import ReproduceConfig, run_reproduce
+from papers_shared.tables.command import run_reproduce
 from papers_shared.tables.recipe import Claim, Context, Measured, Recipe, Rows, Table
 from transformer_compression.bench import LANGUAGE_ROWS, Protocol, measure_row
 from transformer_compression.efficient.reproduce import TABLES as MIXER_TABLES
+from transformer_compression.figures import draw_tables
 from transformer_compression.models import Loaded, load_model
 from transformer_compression.vision.reproduce import TABLES as VISION_TABLES
 
-
-def main(config: ReproduceConfig) -> int:
-    """Compute, print, and draw what has been computed or recorded."""
-    from papers_shared.tables.store import default_folder
-    from transformer_compression.figures import draw_tables
-
-    status = run_reproduce(config, "transformer_compression")
-    if status in (0, 1):
-        for path in draw_tables(config.output or default_folder(), config.table):
-            print(f"drawn: {path}")
-    return status
-
+main = partial(run_reproduce, paper="transformer_compression")
+draw = draw_tables
 
 # --- table 1: the taxonomy on one language model -----------------------------------------------
 

@@ -128,6 +128,9 @@ def run_reproduce(args: argparse.Namespace) -> int:
         store.save(folder, entry, result)
         results[result.paper][result.table] = result
     shown = [result for tables in results.values() for result in tables.values()]
+    for entry in entries:
+        for path in entry.draw(folder, args.table):
+            print(f"drawn: {path}")
     if not args.paper and not args.table:
         write_summary(folder, entries, results)
     if args.html:

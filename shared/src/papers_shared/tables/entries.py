@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from papers_shared import workspace
@@ -24,12 +24,15 @@ class Entry:
         module: the import name of its package.
         reported: its reported.yaml.
         tables: its recipes; empty until ``with_recipes`` was called.
+        draw: called with a folder of results and the names of tables (none: all), draws what these
+            hold and returns the pictures: ``draw`` of the package's reproduce.py, if it has one.
     """
 
     name: str
     module: str
     reported: schema.Paper
     tables: Mapping[str, Table] = field(default_factory=dict)
+    draw: Callable[[Path, Sequence[str]], list[Path]] = lambda folder, tables: []
 
     def recipes(self, table: str) -> Mapping[str, Recipe]:
         return self.tables.get(table, EMPTY).recipes
@@ -114,9 +117,10 @@ def with_recipes(entry: Entry) -> Entry:
     """
     if importlib.util.find_spec(f"{entry.module}.reproduce") is None:
         raise ValueError(f"{entry.module} has no module reproduce, which holds its TABLES")
-    tables = importlib.import_module(f"{entry.module}.reproduce").TABLES
-    check_recipes(entry.reported, tables)
-    return Entry(entry.name, entry.module, entry.reported, tables)
+    recipes = importlib.import_module(f"{entry.module}.reproduce")
+    check_recipes(entry.reported, recipes.TABLES)
+    draw = getattr(recipes, "draw", entry.draw)
+    return replace(entry, tables=recipes.TABLES, draw=draw)
 
 
 def check_recipes(reported: schema.Paper, tables: Mapping[str, Table]) -> None:
