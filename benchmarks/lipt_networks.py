@@ -31,9 +31,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from lipt import VARIANTS, build, merge
 from lipt import model as lipt_model
 from lipt.model import LIPT, set_attention_backend
-from papers_shared.complexity import compare_latency, count_macs, count_parameters, peak_memory
+from papers_shared.complexity import count_macs, count_parameters, peak_memory
 from papers_shared.networks import build as build_published
-from papers_shared.tables.benchmark import save_benchmark
+from papers_shared.tables.benchmark import save_benchmark, timed
 
 SCALE = 4
 PAPERS = {"LIPT-Tiny": "tiny_x4", "LIPT-Small": "small_x4"}
@@ -55,21 +55,6 @@ def networks() -> dict[str, nn.Module]:
     made = {name: merge(build(VARIANTS[variant])) for name, variant in PAPERS.items()}
     made |= {name: build_published(entry) for name, entry in RIVALS.items()}
     return {name: network.eval().requires_grad_(False) for name, network in made.items()}
-
-
-def timed(
-    functions: Mapping[str, Callable[[], Any]], *, baseline: str, rounds: int, warmup: int = 1
-) -> dict[str, Any]:
-    """Median milliseconds, and the baseline's time over each one's."""
-    result = compare_latency(functions, baseline=baseline, warmup=warmup, rounds=rounds)
-    return {
-        "threads": torch.get_num_threads(),
-        "rounds": rounds,
-        "milliseconds": {name: 1e3 * c.latency.median for name, c in result.items()},
-        "times_faster": {name: c.speedup for name, c in result.items()},
-        "times_faster_p10": {name: c.p10 for name, c in result.items()},
-        "times_faster_p90": {name: c.p90 for name, c in result.items()},
-    }
 
 
 def macs(network: nn.Module, x: Tensor) -> float:

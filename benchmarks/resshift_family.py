@@ -35,13 +35,13 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from dit_sr import model as dit_sr
-from papers_shared.complexity import compare_latency, count_macs, count_parameters, peak_memory
+from papers_shared.complexity import count_macs, count_parameters, peak_memory
 from papers_shared.diffusion import vq
 from papers_shared.diffusion.reproduce import autoencoder_counts, denoiser_inputs
 from papers_shared.diffusion.scheduler import ResShiftScheduler
 from papers_shared.diffusion.swin import SwinStage, WindowAttention, Windows, shift_mask
 from papers_shared.diffusion.swin_unet import SwinUNetConfig, UNetConfig, UNetModelSwin
-from papers_shared.tables.benchmark import save_benchmark
+from papers_shared.tables.benchmark import save_benchmark, timed
 from tad_sr.family import SCHEDULERS
 from tad_sr.pipeline import TADSRPipeline, UNetModelSwinModel
 
@@ -92,21 +92,6 @@ def inputs_of(config: UNetConfig) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     latent, _, lq = (torch.randn(x.shape, generator=generator) for x in denoiser_inputs(config))
     return [latent, torch.tensor([7.0]), lq.tanh()]
-
-
-def timed(
-    functions: Mapping[str, Callable[[], Any]], *, baseline: str, rounds: int
-) -> dict[str, Any]:
-    """Median milliseconds, and the baseline's time over each one's."""
-    result = compare_latency(functions, baseline=baseline, warmup=1, rounds=rounds)
-    return {
-        "threads": torch.get_num_threads(),
-        "rounds": rounds,
-        "milliseconds": {name: 1e3 * c.latency.median for name, c in result.items()},
-        "times_faster": {name: c.speedup for name, c in result.items()},
-        "times_faster_p10": {name: c.p10 for name, c in result.items()},
-        "times_faster_p90": {name: c.p90 for name, c in result.items()},
-    }
 
 
 # ---- fifteen steps and one

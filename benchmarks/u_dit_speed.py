@@ -18,7 +18,7 @@ Resolution: pictures of 256, 512 and 1024 pixels, batch 1.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from papers_shared.complexity import compare_latency, count_parameters, peak_memory
-from papers_shared.tables.benchmark import save_benchmark
+from papers_shared.complexity import count_parameters, peak_memory
+from papers_shared.tables.benchmark import save_benchmark, timed
 from u_dit import DIT_VARIANTS, VARIANTS, build, fuse
 from u_dit.counting import paper_macs
 
@@ -77,22 +77,6 @@ def dit_of_diffusers(name: str, side: int) -> Callable[[tuple[Tensor, ...]], Any
     return lambda given: model(given[0], timestep=given[1], class_labels=given[2]).sample
 
 
-def timed(
-    functions: Mapping[str, Callable[[], Any]], *, baseline: str, rounds: int
-) -> dict[str, Any]:
-    """Median milliseconds, and the baseline's time over each one's."""
-    with torch.inference_mode():
-        found = compare_latency(functions, baseline=baseline, warmup=1, rounds=rounds)
-    return {
-        "threads": torch.get_num_threads(),
-        "rounds": rounds,
-        "milliseconds": {name: 1e3 * c.latency.median for name, c in found.items()},
-        "times_faster": {name: c.speedup for name, c in found.items()},
-        "times_faster_p10": {name: c.p10 for name, c in found.items()},
-        "times_faster_p90": {name: c.p90 for name, c in found.items()},
-    }
-
-
 def forms(variant: str, *, batch: int, rounds: int) -> dict[str, Any]:
     """The training form with plain attention against the fused one."""
     model, given = lively(variant), inputs(batch, 32)
@@ -102,8 +86,8 @@ def forms(variant: str, *, batch: int, rounds: int) -> dict[str, Any]:
     difference = ((found - wanted).abs().max() / wanted.abs().max()).item()
     del wanted, found
     functions = {"as trained": partial(plainly, model, given), "fused": partial(fused, *given)}
-    measured = timed(functions, baseline="as trained", rounds=rounds)
     with torch.inference_mode():
+        measured = timed(functions, baseline="as trained", rounds=rounds)
         peaks = {name: peak_memory(function).bytes for name, function in functions.items()}
     ms, ratio = measured["milliseconds"], measured["times_faster"]["fused"]
     print(
@@ -122,12 +106,12 @@ def beside_dit(*, rounds: int) -> list[dict[str, Any]]:
         name = pair.partition(",")[0]
         ours, theirs = fuse(lively(name)), dit_of_diffusers(rival, 32)
         functions = {name: partial(ours, *given), rival: partial(theirs, given)}
-        measured = timed(functions, baseline=rival, rounds=rounds)
         macs = {
             name: paper_macs(VARIANTS[name], 32) / 1e9,
             rival: paper_macs(DIT_VARIANTS[rival], 32) / 1e9,
         }
         with torch.inference_mode():
+            measured = timed(functions, baseline=rival, rounds=rounds)
             peaks = {key: peak_memory(function).bytes for key, function in functions.items()}
         row = {"network": name, "rival": rival, "gmacs": macs, **measured, "peak_bytes": peaks}
         row["parameters"] = count_parameters(ours)
@@ -147,8 +131,8 @@ def against_resolution(variant: str, pixels: tuple[int, ...]) -> list[dict[str, 
     model, rows = fuse(lively(variant)), []
     for side in (p // 8 for p in pixels):
         function = partial(model, *inputs(1, side))
-        measured = timed({variant: function}, baseline=variant, rounds=3)
         with torch.inference_mode():
+            measured = timed({variant: function}, baseline=variant, rounds=3)
             peak = peak_memory(function).bytes
         row = {
             "network": variant,

@@ -25,18 +25,6 @@ needs_mirror = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("name", REPORTED.tables)
-def test_every_row_is_computed_or_says_what_it_needs(name: str) -> None:
-    table = REPORTED.tables[name]
-    computed = reproduce.TABLES[name].recipes if name in reproduce.TABLES else {}
-    assert computed.keys() == {row.name for row in table.rows.values() if row.scale}
-    for row_name, recipe in computed.items():
-        assert recipe.scale == table.rows[row_name].scale
-        json.dumps(dict(recipe.settings))
-    assert all(row.needs for row in table.rows.values() if row.name not in computed)
-    assert reproduce.TABLES.keys() <= REPORTED.tables.keys()
-
-
 @pytest.mark.parametrize(
     ("table", "row"),
     [

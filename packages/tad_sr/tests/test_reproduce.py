@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from functools import partial
@@ -30,19 +29,6 @@ REPORTED = load(Path(__file__).parents[1] / "reported.yaml")
 needs_mirror = pytest.mark.skipif(
     not os.environ.get("PAPERS_MIRROR"), reason="PAPERS_MIRROR is not set"
 )
-
-
-@pytest.mark.parametrize("name", REPORTED.tables)
-def test_every_row_is_computed_or_says_what_it_needs(name: str) -> None:
-    table = REPORTED.tables[name]
-    recipes = reproduce.TABLES[name].recipes if name in reproduce.TABLES else {}
-    computed = {row.name for row in table.rows.values() if row.scale}
-    assert recipes.keys() == computed
-    for row_name, recipe in recipes.items():
-        assert recipe.scale == table.rows[row_name].scale
-        json.dumps(dict(recipe.settings))
-    assert all(row.needs for row in table.rows.values() if row.name not in recipes)
-    assert reproduce.TABLES.keys() <= REPORTED.tables.keys()
 
 
 def test_gradients_that_have_to_vanish_do(

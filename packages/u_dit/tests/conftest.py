@@ -1,4 +1,4 @@
-"""Fixtures of U-DiT's tests."""
+"""Fixtures of U-DiT's tests, and the network that they build."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+TINY = {
+    "input_size": 8,
+    "in_channels": 3,
+    "hidden_size": 8,
+    "num_heads": 2,
+    "depth": [1, 1, 1, 1, 1],
+    "mlp_ratio": 2,
+    "num_classes": 3,
+    "attn_type": "v2",
+    "posemb_type": "rope2d",
+    "down_shortcut": True,
+}
 
 
 @pytest.fixture(autouse=True)

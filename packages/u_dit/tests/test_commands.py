@@ -17,18 +17,8 @@ from u_dit.model import build
 from u_dit.official import METADATA, load_checkpoint
 from u_dit.pipeline import UDiTModel, UDiTPipeline, as_model, load_pipeline, make_scheduler
 
-TINY = {
-    "input_size": 8,
-    "in_channels": 3,
-    "hidden_size": 8,
-    "num_heads": 2,
-    "depth": [1, 1, 1, 1, 1],
-    "mlp_ratio": 2,
-    "num_classes": 3,
-    "attn_type": "v2",
-    "posemb_type": "rope2d",
-    "down_shortcut": True,
-}
+from .conftest import TINY
+
 NETWORK = ["--variant", "U-DiT-T-all", "--hidden-size", "8", "--num-heads", "2"]
 NETWORK += ["--depth", "1", "1", "1", "1", "1"]
 

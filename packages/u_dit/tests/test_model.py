@@ -16,18 +16,7 @@ from u_dit.dit import DIT_VARIANTS
 from u_dit.model import VARIANTS, Config, build, fuse
 from u_dit.official import load_official
 
-TINY = {
-    "input_size": 8,
-    "in_channels": 3,
-    "hidden_size": 8,
-    "num_heads": 2,
-    "depth": [1, 1, 1, 1, 1],
-    "mlp_ratio": 2,
-    "num_classes": 3,
-    "attn_type": "v2",
-    "posemb_type": "rope2d",
-    "down_shortcut": True,
-}
+from .conftest import TINY
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,7 @@ from papers_shared.checkpoints import load_state_dict, save_state_dict
 from u_dit.cli import main
 from u_dit.model import build
 
-TINY = {
-    "input_size": 8,
-    "in_channels": 3,
-    "hidden_size": 8,
-    "num_heads": 2,
-    "depth": [1, 1, 1, 1, 1],
-    "mlp_ratio": 2,
-    "num_classes": 3,
-}
+from .conftest import TINY
 
 
 def torchrun(*command: str) -> None:

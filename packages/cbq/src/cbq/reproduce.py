@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,12 +18,18 @@ ASSETS = ("wikitext2_valid", "wikitext2_test")
 REQUIRES = ("transformers", "gguf", "accelerate")
 
 
-def _small(seconds: float, method: str | None = None, bits: str = "", **options: Any) -> Recipe:
-    """A row: the settings of the table with those of the method."""
-    common = {name: options.pop(name) for name in {**SMALL, **SCRATCH} if name in options}
-    settings: dict[str, Any] = {**SMALL, **common}
+def _small(
+    seconds: float,
+    method: str | None = None,
+    bits: str = "",
+    *,
+    table: Mapping[str, Any] = SMALL,
+    **changes: Any,
+) -> Recipe:
+    """A row: the settings of its table, and what of the method's preset is changed."""
+    settings: dict[str, Any] = dict(table)
     if method is not None:
-        settings |= {"method": method, "changes": {**parse_bits(bits), **options}}
+        settings |= {"method": method, "changes": {**parse_bits(bits), **changes}}
     return Recipe(
         small_run,
         scale="small",
@@ -74,19 +80,19 @@ def _is_below(low: str, high: str) -> Callable[[Rows], bool]:
 
 # --- ablations on its first six blocks ------------------------------------------------------------
 
-ABLATION: dict[str, Any] = {"blocks": 6, "segments": 8, "windows": 8, "seeds": 2}
+ABLATION: Mapping[str, Any] = {**SMALL, "blocks": 6, "segments": 8, "windows": 8, "seeds": 2}
 ABLATION_STEPS = 16
 
 
 def _ablation(bits: str, method: str = "best", *, seconds: float = 150, **changes: Any) -> Recipe:
     steps = {} if method in ("rtn", "gptq") else {"steps": ABLATION_STEPS, "lr_rounding": LR}
-    return _small(seconds, method, bits, **ABLATION, **(steps | changes))
+    return _small(seconds, method, bits, table=ABLATION, **(steps | changes))
 
 
 def ablation_table() -> Table:
     """What each part is worth, two seeds each."""
     recipes = {
-        "float": _small(10, blocks=6, segments=8, windows=8),
+        "float": _small(10, table={**ABLATION, "seeds": 1}),
         "w2_rtn": _ablation("w2a16", "rtn", seconds=60),
         "w2_gptq": _ablation("w2a16", "gptq", seconds=60),
         "w2_best": _ablation("w2a16"),
@@ -132,11 +138,10 @@ SCRATCH_STEPS = 64
 
 def scratch_table() -> Table:
     """RTN, GPTQ and CBQ on a small Llama trained here, three seeds."""
-    common = dict(SCRATCH)
 
     def row(bits: str, method: str | None = None) -> Recipe:
         options = {"steps": SCRATCH_STEPS, "lr_rounding": LR} if method == "best" else {}
-        return _small(150, method, bits, **common, **options)
+        return _small(150, method, bits, table=SCRATCH, **options)
 
     recipes = {"float": row("")}
     for bits in ("w2a16", "w3a16", "w4a4"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,12 @@ class ResidualBlock(nn.Module):
 
 
 class _Skeleton(nn.Module):
-    """What EDSR and RCAN share: head, long skip, upsampler; RGB in [0, 1] in and out."""
+    """What EDSR and RCAN share: head, long skip, upsampler; RGB in [0, 1] in and out.
+
+    Args:
+        body: modules of (B, num_feat, H, W) maps.
+        num_in_ch, num_out_ch, num_feat, upscale, img_range, rgb_mean: basicsr's names and defaults.
+    """
 
     mean: Tensor
     alignment = 1  # any size, so tiles and photos need no padding
@@ -62,10 +68,10 @@ class _Skeleton(nn.Module):
         *,
         num_in_ch: int,
         num_out_ch: int,
-        num_feat: int,
-        upscale: int,
-        img_range: float,
-        rgb_mean: Sequence[float],
+        num_feat: int = 64,
+        upscale: int = 4,
+        img_range: float = 255.0,
+        rgb_mean: Sequence[float] = RGB_MEAN,
     ) -> None:
         super().__init__()
         self.img_range = img_range
@@ -98,19 +104,12 @@ class EDSR(_Skeleton):
         *,
         num_feat: int = 64,
         num_block: int = 16,
-        upscale: int = 4,
         res_scale: float = 1,
-        img_range: float = 255.0,
-        rgb_mean: Sequence[float] = RGB_MEAN,
+        **shared: Any,
     ) -> None:
+        body = [ResidualBlock(num_feat, res_scale) for _ in range(num_block)]
         super().__init__(
-            [ResidualBlock(num_feat, res_scale) for _ in range(num_block)],
-            num_in_ch=num_in_ch,
-            num_out_ch=num_out_ch,
-            num_feat=num_feat,
-            upscale=upscale,
-            img_range=img_range,
-            rgb_mean=rgb_mean,
+            body, num_in_ch=num_in_ch, num_out_ch=num_out_ch, num_feat=num_feat, **shared
         )
 
 
@@ -180,20 +179,12 @@ class RCAN(_Skeleton):
         num_group: int = 10,
         num_block: int = 16,
         squeeze_factor: int = 16,
-        upscale: int = 4,
         res_scale: float = 1,
-        img_range: float = 255.0,
-        rgb_mean: Sequence[float] = RGB_MEAN,
+        **shared: Any,
     ) -> None:
+        body = [
+            ResidualGroup(num_feat, num_block, squeeze_factor, res_scale) for _ in range(num_group)
+        ]
         super().__init__(
-            [
-                ResidualGroup(num_feat, num_block, squeeze_factor, res_scale)
-                for _ in range(num_group)
-            ],
-            num_in_ch=num_in_ch,
-            num_out_ch=num_out_ch,
-            num_feat=num_feat,
-            upscale=upscale,
-            img_range=img_range,
-            rgb_mean=rgb_mean,
+            body, num_in_ch=num_in_ch, num_out_ch=num_out_ch, num_feat=num_feat, **shared
         )

@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,36 @@ def machine(*, distributions: Sequence[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in distributions},
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def timed(
+    functions: Mapping[str, Callable[[], Any]], *, baseline: str, rounds: int, warmup: int = 1
+) -> dict[str, Any]:
+    """Candidates in turns, as a benchmark's file holds them.
+
+    Args:
+        functions: name -> what is timed.
+        baseline: name of the one that the others are compared with.
+        rounds: in which each candidate runs once.
+        warmup: rounds before.
+
+    Returns:
+        threads, rounds, median ``milliseconds`` by name, and ``times_faster`` than the baseline:
+        median, ``_p10`` and ``_p90`` of the ratios within a round.
+    """
+    import torch
+
+    from papers_shared.complexity import compare_latency
+
+    found = compare_latency(functions, baseline=baseline, warmup=warmup, rounds=rounds)
+    return {
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+        "milliseconds": {name: 1e3 * c.latency.median for name, c in found.items()},
+        "times_faster": {name: c.speedup for name, c in found.items()},
+        "times_faster_p10": {name: c.p10 for name, c in found.items()},
+        "times_faster_p90": {name: c.p90 for name, c in found.items()},
     }
 
 
