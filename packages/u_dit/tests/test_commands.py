@@ -66,6 +66,10 @@ def test_a_network_is_trained_resumed_sampled_from_and_measured(folder, tmp_path
         assert a.shape == (8, 8, 3)
         assert abs(a - b).max() <= 1
 
+    command = ["sample", "--weights", weights, "-o", str(tmp_path / "each"), "--steps", "2"]
+    assert main([*command, "--class", "2", "0", "1", "2", "--cfg", "1"]) == 0
+    assert len(list((tmp_path / "each").glob("*.png"))) == 4  # one a class that was named
+
     small = str(tmp_path / "small.safetensors")
     assert main(["export", weights, "-o", small]) == 0
     assert load_state_dict(small)["latent.0.mlp1.dwconv.weight"].dtype == torch.float16

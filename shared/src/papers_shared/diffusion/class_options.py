@@ -35,7 +35,9 @@ class ClassSampleConfig:
     classes: list[int] = option(
         [], "labels to make, one picture each (default: drawn by seed)", short="--class"
     )
-    count: int = option(8, "pictures, going round the classes if there are more")
+    count: int | None = option(
+        None, "pictures, going round the classes (default: one a class given, else 8)"
+    )
     output: Path = option(Path("samples"), "folder of the pictures (000000.png, ...)", short="-o")
     grid: bool = option(False, "also one picture of all, grid.png")
     vae: str = option("", VAE_HELP)

@@ -63,8 +63,12 @@ def sample_pictures(
     """
     from papers_shared.diffusion.class_pipeline import ClassPipeline, load_class_pipeline
 
-    if config.count < 1 or config.batch_size < 1:
-        raise ValueError(f"--count {config.count} --batch-size {config.batch_size}: expected 1 up")
+    count = len(config.classes) or 8 if config.count is None else config.count
+    if count < 1 or config.batch_size < 1:
+        raise ValueError(f"--count {count} --batch-size {config.batch_size}: expected 1 up")
+    part, parts = share_of_work()
+    if config.grid and parts > 1:
+        raise ValueError("--grid is for one process")
     made = load_class_pipeline(
         family,
         config.weights,
@@ -82,11 +86,10 @@ def sample_pictures(
         )
     if wrong := [c for c in config.classes if not 0 <= c < options.num_classes]:
         raise ValueError(f"class {wrong[0]}: this network has 0 .. {options.num_classes - 1}")
-    seeds = [config.seed + i for i in range(config.count)]
+    seeds = [config.seed + i for i in range(count)]
     labels = labels_of(config.classes, seeds, options.num_classes)
     config.output.mkdir(parents=True, exist_ok=True)
-    part, parts = share_of_work()
-    own = list(range(part, config.count, parts))
+    own = list(range(part, count, parts))
     made.set_progress_bar_config(disable=part != 0)
     for start in range(0, len(own), config.batch_size):
         batch = own[start : start + config.batch_size]
@@ -106,15 +109,12 @@ def sample_pictures(
 def sample_and_tell(config: ClassSampleConfig, family: ClassFamily, *, pipeline: Any = None) -> int:
     """Write the pictures, and say where they lie."""
     labels = sample_pictures(config, family, pipeline=pipeline)
-    part, parts = share_of_work()
     if config.grid:
-        if parts > 1:
-            raise ValueError("--grid is for one process")
-        names = [config.output / f"{i:06d}.png" for i in range(config.count)]
+        names = [config.output / f"{i:06d}.png" for i in range(len(labels))]
         columns = len(config.classes) or 8
         _grid(names, columns).save(config.output / "grid.png")
-    if part == 0:
-        print(f"{config.count} pictures in {config.output}, classes {labels[:16]}")
+    if share_of_work()[0] == 0:
+        print(f"{len(labels)} pictures in {config.output}, classes {labels[:16]}")
     return 0
 
 
