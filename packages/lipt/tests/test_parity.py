@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lipt.parity import checks
+from papers_shared.parity import case_outcome
 
 RECORDING = json.loads((Path(__file__).parent / "golden" / "lipt.json").read_text())
 
 
-def run(recording, wanted):
-    """(part, passed) of the cases whose name holds ``wanted``."""
-    found = [case for name, case in checks(recording) if wanted in name]
-    assert len(found) == 1
-    return {part: error <= tolerance for part, error, tolerance in found[0]()}
+run = partial(case_outcome, checks)
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ __all__ = [
     "Case",
     "Part",
     "Run",
+    "case_outcome",
     "fingerprint",
     "fingerprint_difference",
     "fingerprint_error",
@@ -184,6 +185,26 @@ def run_recordings(paths: Sequence[Path]) -> Iterator[Line]:
                 yield _run_case(path.stem, case, run)
         except Exception as error:
             yield Line("FAIL", path.stem, "-", reason=_one_line(error))
+
+
+def case_outcome(reader: Reader, recording: Case, wanted: str) -> dict[str, bool]:
+    """What a reader makes of one case, for the tests of readers.
+
+    Args:
+        reader: yields ``(case, run)``.
+        recording: the parsed file.
+        wanted: a part of the case's name.
+
+    Returns:
+        part -> whether it is within its tolerance.
+
+    Raises:
+        ValueError: not exactly one case has such a name.
+    """
+    found = [run for name, run in reader(recording) if wanted in name]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} cases have {wanted!r} in their names, expected one")
+    return {part: error <= tolerance for part, error, tolerance in found[0]()}
 
 
 def _run_case(recording: str, case: str, run: Run) -> Line:
