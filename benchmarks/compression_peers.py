@@ -22,8 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 METHODS = ("gptq", "sparsegpt_2_4")
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,7 +49,7 @@ def peer(method: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     tokens = load_file(folder / "tokens.safetensors")["tokens"]
-    rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in tokens]
+    rows: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in tokens]
     model = AutoModelForCausalLM.from_pretrained(folder / "dense", dtype=torch.float32)
     grid = QuantizationArgs(
         num_bits=4, symmetric=True, strategy="channel", observer="memoryless_minmax"
@@ -89,6 +93,11 @@ def peer(method: str, folder: Path) -> None:
     (folder / f"{method}.json").write_text(json.dumps({"seconds": seconds}))
 
 
+def _share(masks: Iterable[Tensor]) -> float:
+    found = list(masks)
+    return sum(int(x.sum()) for x in found) / sum(x.numel() for x in found)
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Both sides' perplexity and seconds, and the share of equal weights."""
     import copy
@@ -126,13 +135,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             if unexpected or [n for n in missing if "proj" in n]:
                 raise ValueError(f"the peer's weights do not fit: {unexpected or missing}")
             mine = dict(made.named_parameters())
-            near = [(mine[n] - w).abs() <= 0.02 * w.abs().max() for n, w in weights.items()]
+            near = {n: (mine[n] - w).abs() <= 0.02 * w.abs().max() for n, w in weights.items()}
             row = {
                 "ours": quality(made.eval()),
                 "peer": quality(theirs),
                 "ours_seconds": sum(report.seconds),
                 "peer_seconds": json.loads((folder / f"{method}.json").read_text())["seconds"],
-                "equal_weights": sum(int(x.sum()) for x in near) / sum(x.numel() for x in near),
+                "equal_weights": _share(near.values()),
+                "equal_weights_by_block": [
+                    _share(x for n, x in near.items() if f".layers.{block}." in n)
+                    for block in range(dense.model.config.num_hidden_layers)
+                ],
             }
             row["perplexity_ratio"] = row["ours"] / row["peer"]
             row["times_faster"] = row["peer_seconds"] / row["ours_seconds"]
