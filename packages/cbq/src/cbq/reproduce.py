@@ -80,7 +80,7 @@ def _is_below(low: str, high: str) -> Callable[[Rows], bool]:
 
 # --- ablations on its first six blocks ------------------------------------------------------------
 
-ABLATION: Mapping[str, Any] = {**SMALL, "blocks": 6, "segments": 8, "windows": 8, "seeds": 2}
+ABLATION: Mapping[str, Any] = {**SMALL, "blocks": 6, "segments": 8, "windows": 8, "seeds": 3}
 ABLATION_STEPS = 16
 
 
@@ -90,7 +90,7 @@ def _ablation(bits: str, method: str = "best", *, seconds: float = 150, **change
 
 
 def ablation_table() -> Table:
-    """What each part is worth, two seeds each."""
+    """What each part is worth, three seeds each."""
     recipes = {
         "float": _small(10, table={**ABLATION, "seeds": 1}),
         "w2_rtn": _ablation("w2a16", "rtn", seconds=60),
@@ -110,6 +110,8 @@ def ablation_table() -> Table:
         "w3_gptq": _ablation("w3a16", "gptq", seconds=60),
         "w3_best": _ablation("w3a16"),
         "w3_full_adaround": _ablation("w3a16", rank=0),
+        "w4a8_gptq": _ablation("w4a8", "gptq", seconds=60),
+        "w4a8_best": _ablation("w4a8"),
         "w4a4_gptq": _ablation("w4a4", "gptq", seconds=60),
         "w4a4_best": _ablation("w4a4"),
         "w4a4_cfp_activations": _ablation("w4a4", scale_channels=True),
@@ -120,6 +122,7 @@ def ablation_table() -> Table:
         claims=[
             _below("W2: CBQ is below GPTQ", "w2_best", "w2_gptq"),
             _below("W3: CBQ is below GPTQ", "w3_best", "w3_gptq"),
+            _below("W4A8: CBQ is below GPTQ", "w4a8_best", "w4a8_gptq"),
             _below("W4A4: CBQ is below GPTQ", "w4a4_best", "w4a4_gptq"),
             _below("overlap helps", "w2_best", "w2_window2_overlap0"),
             _below("two blocks a window are better than one", "w2_best", "w2_window1"),
