@@ -1,12 +1,12 @@
 """CBQ beside AWQ, OmniQuant's learned clipping and AutoRound's rounding, SmolLM2-135M.
 
-``python benchmarks/cbq_peers.py --bits 2 4 [--methods awq lwc autoround]`` prints a table and
-writes results/bench/cbq_peers.json; about half an hour of one core a width, so that nothing is
-run without ``--bits``. The peers are those of packages/transformer_compression: one scale a row,
-asymmetric, float activations. Model, calibration tokens (16 windows of 512 of WikiText-2 valid,
-seed 0) and evaluation (the first 20 windows of 512 of test) are those of CBQ's table
-``small_full``, whose recorded rows are shown beside. Only where ranges start differs: each peer
-searches or learns its own, the rows of CBQ's table begin with one activation-weighted search.
+``python benchmarks/cbq_peers.py --bits w4a16 w2a16 w4a4 [--methods awq lwc autoround]`` writes
+results/bench/cbq_peers.json; about 20 minutes of one core a width, so that nothing is run without
+``--bits``, and what the file holds already is kept. The peers are those of
+packages/transformer_compression. Model, calibration tokens (16 windows of 512 of WikiText-2 valid,
+seed 0), evaluation (the first 20 windows of 512 of test), bfloat16 autocast, the search of start
+scales and what is quantized at A4 are those of CBQ's table ``small_full``, whose recorded rows are
+shown beside. AWQ searches the same way on the weights that it has scaled.
 """
 
 from __future__ import annotations
@@ -15,34 +15,40 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "awq": ("AWQ, range search within", {"search": "mse"}),
-    "lwc": ("OmniQuant's learned clipping, 60 steps", {"steps": 60}),
-    "autoround": ("AutoRound's signed gradients, 60 steps", {"steps": 60}),
+import torch
+
+# CBQ trains every block in two windows of 24 steps.
+METHODS: dict[str, dict[str, Any]] = {
+    "awq": {"clip": False},
+    "lwc": {"steps": 48},
+    "autoround": {"steps": 48},
 }
 RECORDED = Path(__file__).parents[1] / "packages/cbq/results/small_full.json"
 
 
-def recorded(bits: int) -> dict[str, dict[str, float]]:
-    """RTN, GPTQ and CBQ of the table, where they were recorded."""
+def recorded(bits: str) -> dict[str, dict[str, Any]]:
+    """RTN, GPTQ and CBQ of the table: perplexity (mean), its deviation over seeds, CPU minutes."""
     rows = json.loads(RECORDED.read_text(encoding="utf-8"))["rows"]
     found = {}
     for name in ("rtn", "gptq", "cbq"):
-        if row := rows.get(f"{name}_w{bits}a16"):
-            cells = row["computed"]["cells"]
-            found[name] = {
-                "perplexity": cells["ppl"]["value"],
-                "cpu_minutes": cells["cpu_minutes"]["value"],
-            }
+        cells = rows[f"{name}_{bits}"]["computed"]["cells"]
+        found[name] = {
+            "perplexity": cells["ppl"]["value"],
+            "std": cells["ppl"]["std"],
+            "seeds": cells["ppl"]["n"],
+            "cpu_minutes": cells["cpu_minutes"]["value"],
+        }
     return found
 
 
-def measure(bits: list[int], methods: list[str]) -> dict[str, Any]:
-    """bits -> method -> perplexity and CPU minutes."""
+def measure(bits: str, methods: list[str], seed: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """Method, perplexity and CPU minutes, one after the other."""
     from cbq.recipes import SMALL
+    from cbq.settings import parse_bits
     from papers_shared.language_models import calibration_windows, tokenize, wikitext2
     from papers_shared.metrics.perplexity import perplexity
     from transformer_compression import Data, compress
@@ -53,39 +59,54 @@ def measure(bits: list[int], methods: list[str]) -> dict[str, Any]:
         tokenize(dense.tokenizer, wikitext2("valid")),
         count=SMALL["segments"],
         length=SMALL["length"],
-        seed=0,
+        seed=seed,
     )
     test = tokenize(dense.tokenizer, wikitext2("test"))
-    results: dict[str, Any] = {"settings": dict(SMALL), "bits": {}}
-    for width in bits:
-        rows: dict[str, Any] = recorded(width)
-        for method in methods:
+    widths = parse_bits(bits)
+    activations = widths["act_bits"] if widths["act_bits"] < 16 else 0
+    options = {
+        "bits": widths["bits"],
+        "group": widths["group"],
+        "search": "weighted",
+        "activation_bits": activations,
+        "attention": bool(activations),
+    }
+    for method in methods:
+        chosen = options | METHODS[method] | ({} if method == "awq" else {"seed": seed})
+        start = time.process_time()
+        with torch.autocast("cpu", torch.bfloat16):
             data = Data(windows, tokenizer=dense.tokenizer)
-            start = time.process_time()
-            model, _ = compress(
-                copy.deepcopy(dense.model), method, data, bits=width, **METHODS[method][1]
-            )
+            model, _ = compress(copy.deepcopy(dense.model), method, data, **chosen)
             minutes = (time.process_time() - start) / 60
             found = perplexity(model.eval(), test, window=SMALL["length"], windows=SMALL["windows"])
-            rows[method] = {"perplexity": found.value, "cpu_minutes": minutes}
-            print(f"W{width}A16 {method}: {found.value:.2f}, {minutes:.1f} CPU minutes", flush=True)
-        results["bits"][str(width)] = rows
-    return results
+        yield method, {"perplexity": found.value, "cpu_minutes": minutes}
 
 
 def main() -> int:
-    """Run the peers and save them beside CBQ's recorded rows."""
+    """Run the peers that the file lacks, and save them beside CBQ's recorded rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--bits", type=int, nargs="+", help="of the weights")
+    parser.add_argument("--bits", nargs="+", help="such as w4a16")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seed", type=int, default=0, help="of the calibration windows")
     options = parser.parse_args()
     if not options.bits:
         print("cbq_peers: not run, it needs --bits (see its docstring)")
         return 0
-    from papers_shared.tables.benchmark import save_benchmark
+    from papers_shared.tables.benchmark import benchmark_file, save_benchmark
 
-    results = measure(options.bits, options.methods)
-    save_benchmark("cbq_peers", results, distributions=("torch", "transformers"))
+    path = benchmark_file("cbq_peers")
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else {}
+    for bits in options.bits:
+        held = rows.setdefault(bits, {})
+        held["recorded"] = recorded(bits)
+        seed = str(options.seed)
+        missing = [name for name in options.methods if seed not in held.get(name, {})]
+        for name, found in measure(bits, missing, options.seed):
+            held.setdefault(name, {})[seed] = found
+            print(
+                f"{bits} {name}: {found['perplexity']:.2f}, {found['cpu_minutes']:.1f} CPU minutes"
+            )
+            save_benchmark("cbq_peers", {"rows": rows}, distributions=("torch", "transformers"))
     return 0
 
 

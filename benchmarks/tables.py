@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
@@ -355,17 +356,33 @@ def cbq_peers(data: dict[str, Any]) -> Iterator[str]:
         "autoround": "AutoRound",
         "cbq": "CBQ",
     }
-    widths = list(data["bits"])
     rows = []
     for name, label in names.items():
         cells = []
-        for width in widths:
-            found = data["bits"][width].get(name)
-            cells.append(f"{found['perplexity']:.2f}" if found else "not run")
-            cells.append(f"{found['cpu_minutes']:.1f}" if found else "")
+        for held in data["rows"].values():
+            if name in held["recorded"]:
+                row = held["recorded"][name]
+                values = row["perplexity"], row["std"], row["cpu_minutes"]
+            elif held.get(name):
+                values = summed_up(list(held[name].values()))
+            else:
+                cells += ["not run", ""]
+                continue
+            perplexity, deviation, minutes = values
+            cells.append(f"{perplexity:.2f}" + (f" ({deviation:.2f})" if deviation else ""))
+            cells.append(f"{minutes:.1f}")
         rows.append([label, *cells])
-    head = [part for w in widths for part in (f"W{w}A16, perplexity", "CPU minutes")]
+    head = [
+        part for bits in data["rows"] for part in (f"{bits.upper()}, perplexity", "CPU minutes")
+    ]
     yield from table(["method", *head], rows)
+
+
+def summed_up(runs: list[dict[str, float]]) -> tuple[float, float | None, float]:
+    """Mean perplexity, its deviation over seeds, and mean minutes."""
+    found = [run["perplexity"] for run in runs]
+    deviation = stdev(found) if len(found) > 1 else None
+    return mean(found), deviation, mean(run["cpu_minutes"] for run in runs)
 
 
 def compression_peers(data: dict[str, Any]) -> Iterator[str]:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from cbq.layers import CBQLinear, QuantizeToken, Start
+from cbq.layers import CBQLinear, Start
 from cbq.losses import Distance, homologous
 from cbq.rounding import adaround_logits, beta_schedule, commitment, rectified_sigmoid
 from cbq.settings import preset
 from cbq.windows import finished_after, windows
-from papers_shared.quantization import GridRule, gptq, round_to_nearest
+from papers_shared.quantization import GridRule, QuantizeToken, gptq, round_to_nearest
 
 
 def layer(kind="adaround", *, rank=5, bits=3, weight=None, **options):

@@ -10,23 +10,34 @@ import pytest
 import torch
 
 from papers_shared.language_models import block_linears, find_blocks, tiny_llama
-from papers_shared.quantization import FakeQuantLinear, Hessian, load_gptq
+from papers_shared.quantization import (
+    FakeQuantLinear,
+    GridRule,
+    Hessian,
+    load_gptq,
+    round_to_nearest,
+)
 from transformer_compression import compress
 from transformer_compression.compressing import compress_in_turn
 from transformer_compression.others.low_rank import low_rank_factors, rank_for
 from transformer_compression.prune.weights import Pattern, check_pattern
 from transformer_compression.quantize import ptq4vit, smooth
 from transformer_compression.quantize.nf4 import LEVELS, nf4
+from transformer_compression.quantize.tuning import LearnedClipping, SignedRounding
 from transformer_compression.storage import export, load, save
 from transformer_compression.vision.vit import build_vit
 
 W3 = {"bits": 3}
+W4A4 = {"bits": 4, "search": "weighted", "activation_bits": 4, "attention": True}
 LANGUAGE: list[tuple[str, dict[str, Any]]] = [
     ("rtn", W3),
     ("gptq", W3),
     ("awq", W3),
     ("lwc", {**W3, "steps": 4}),
     ("autoround", {**W3, "steps": 4}),
+    ("awq", {**W4A4, "clip": False}),
+    ("lwc", {**W4A4, "steps": 4}),
+    ("autoround", {**W4A4, "steps": 4}),
     ("lsq", {**W3, "steps": 2}),
     ("nf4", {}),
     ("smoothquant", {}),
@@ -82,6 +93,31 @@ def test_learned_quantizers_lower_the_blocks_errors(model: Any, batches: list, m
     _, report = compress(copy.deepcopy(model), method, batches[:1], bits=2, steps=30)
     losses = report.details[0]
     assert all(b < f for f, b in zip(losses.first, losses.best, strict=True))
+
+
+@pytest.mark.parametrize("method", ["lwc", "autoround"])
+def test_quantized_inputs_are_tuned_for(model: Any, batches: list, method: str) -> None:
+    options = {"bits": 4, "attention": True, "steps": 30}
+    tuned, _ = compress(copy.deepcopy(model), method, batches, activation_bits=3, **options)
+    weights, _ = compress(copy.deepcopy(model), method, batches, **options)
+    smooth.quantize_inputs(weights, smooth.InputRule(3, "token_asymmetric", True))
+    assert distance(tuned, model, batches) < distance(weights, model, batches)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("kind", [LearnedClipping, SignedRounding])
+def test_learned_ranges_begin_with_the_searched_grid(kind: Any, symmetric: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight, importance = torch.randn(8, 64, generator=draw), torch.rand(64, generator=draw)
+    rule = GridRule(3, 32, symmetric, "portable", "weighted")
+    quantizer = kind(weight, rule, importance)
+    if kind is LearnedClipping:  # which begins a little within its range
+        torch.nn.init.constant_(quantizer.upper, 100.0)
+        torch.nn.init.constant_(quantizer.lower, 100.0)
+    expected = round_to_nearest(weight, rule, importance)
+    found = quantizer.harden()
+    assert torch.equal(found.codes, expected.codes)
+    assert torch.equal(found.grid.scale, expected.grid.scale)
 
 
 def test_smoothing_alone_changes_nothing_and_flattens_outliers(model: Any, batches: list) -> None:

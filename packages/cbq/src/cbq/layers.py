@@ -3,50 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from cbq.rounding import RoundWeight, rectified_sigmoid, split_codes
-from papers_shared.quantization import Grid, QuantizedWeight
+from papers_shared.quantization import Grid, QuantizedWeight, QuantizeToken
 
 SMALLEST_FACTOR = 0.5  # of a token's range, the least that is learned
-
-
-class QuantizeToken(torch.autograd.Function):
-    """Asymmetric codes a token, range times a learned factor; gradients straight through.
-
-    ``s = factor (max - min) / qmax``, ``z = round(-min qmax / (max - min))`` whatever the factor,
-    ``x^ = (clamp(round(x / s) + z, 0, qmax) - z) s``. The gradient of x passes inside the range;
-    that of the factor is LSQ's, ``(q - z) - x/s`` inside and ``q - z`` outside, times
-    ``(max - min) / qmax``.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: Tensor, bits: int) -> Tensor:
-        top = 2**bits - 1
-        values = x.float()
-        low, high = values.aminmax(dim=-1, keepdim=True)
-        spread = ((high - low) / top).clamp_(1e-5, 1e4)
-        zero = (-low / spread).round_()
-        step = spread * factor.float()
-        position = values / step
-        units = position.round().add_(zero).clamp_(0, top).sub_(zero)
-        out = (units * step).to(x.dtype)
-        if any(ctx.needs_input_grad[:2]):
-            inside = (position.round() - units).abs_() == 0
-            residue = units - position * inside
-            ctx.save_for_backward(inside, (residue * spread).to(x.dtype))
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        inside, by_factor = ctx.saved_tensors
-        return grad * inside, (grad.float() * by_factor.float()).sum().reshape(1), None
 
 
 @dataclass(frozen=True)

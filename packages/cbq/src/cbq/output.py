@@ -20,12 +20,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from cbq.attention import quantize_attention
 from cbq.layers import HardLinear
 from cbq.pipeline import Quantized
 from papers_shared.checkpoints import atomic_path
 from papers_shared.language_models import find_blocks
-from papers_shared.quantization import export_compressed_tensors, export_gptq, load_gptq
+from papers_shared.quantization import (
+    export_compressed_tensors,
+    export_gptq,
+    load_gptq,
+    quantize_attention,
+)
 
 FORMATS = ("compressed-tensors", "gptq", "gptq_v2", "float")
 DESCRIPTION = "cbq.json"

@@ -28,7 +28,12 @@ from papers_shared.parity import (
     seeded_input,
     values_error,
 )
-from papers_shared.quantization import Grid, grid_from_range, minmax_grid
+from papers_shared.quantization import (
+    Grid,
+    fake_quantize_activation,
+    grid_from_range,
+    minmax_grid,
+)
 
 DESCRIPTIONS = {"about", "tolerance", "kinds", "library_versions"}
 EXACT = {"zero", "zero_point"}
@@ -196,8 +201,6 @@ def _grid_outputs(grid: Grid, weight: Tensor) -> dict[str, Tensor]:
 
 
 def _uniform_activation(case: Case, relative: float) -> Iterator[Part]:
-    from cbq.layers import QuantizeToken
-
     ((name, shape),) = case["inputs"].items()
     x = _outlying_input(name, tuple(shape), case["recipe"])
     if case["config"]["symmetric"]:
@@ -208,6 +211,6 @@ def _uniform_activation(case: Case, relative: float) -> Iterator[Part]:
     ours = {
         "scale": grid.scale.view(*x.shape[:-1], 1),
         "zero": grid.zero.view(*x.shape[:-1], 1),
-        "dequant": QuantizeToken.apply(x, torch.ones(1), bits),
+        "dequant": fake_quantize_activation(x, bits, "token_asymmetric"),
     }
     yield from _compare(ours, case["outputs"], relative)

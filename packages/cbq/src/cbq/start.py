@@ -11,15 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from cbq.adapters import scalable_pairs
-from cbq.attention import quantize_attention
 from cbq.cfp import RULES, activation_scale, fold_scale, truncate_weight
 from cbq.layers import CBQLinear, Start
 from cbq.settings import Settings
 from papers_shared.language_models import BlockStream, block_linears
 from papers_shared.language_models.blocks import observe_inputs
-from papers_shared.quantization import Grid, GridRule, Hessian, gptq
-
-_ROW_VALUES = 1 << 16  # values of the rows whose scales are searched together: they stay in cache
+from papers_shared.quantization import Grid, GridRule, Hessian, gptq, quantize_attention
 
 
 @dataclass
@@ -107,15 +104,6 @@ def scale_channels(block: nn.Module, statistics: InputStatistics, settings: Sett
     return count
 
 
-def start_grid(weight: Tensor, rule: GridRule, squares: Tensor) -> Grid:
-    """The rule's grid of a matrix, a few rows at a time (rows are independent)."""
-    rows = max(1, _ROW_VALUES // weight.shape[1])
-    parts = [rule(part, squares) for part in weight.split(rows)]
-    scale, zero = (torch.cat([getattr(p, name) for p in parts]) for name in ("scale", "zero"))
-    first = parts[0]
-    return Grid(scale, zero, first.bits, first.group, first.symmetric)
-
-
 class FixedGrid:
     """A grid that was found before, in the place of the rule that finds it."""
 
@@ -159,7 +147,7 @@ def start_block(
         if settings.truncate:
             weight, _ = truncate_weight(weight, RULES[settings.cfp])
         if name not in grids:
-            grids[name] = start_grid(weight, rule, statistics.squares[name])
+            grids[name] = rule(weight, statistics.squares[name])
         grid, rounded = grids[name], weight
         if settings.start == "gptq":
             rounded = _compensated(weight, hessians[name].value, grid, settings)

@@ -116,7 +116,7 @@ def export(
 def _load_language(folder: Path) -> Any:
     from transformer_compression.others.low_rank import RANKS, low_rank_structure
     from transformer_compression.prune.removal import load_pruned
-    from transformer_compression.quantize.smooth import quantize_inputs
+    from transformer_compression.quantize.smooth import InputRule, quantize_inputs
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if RANKS not in config:
@@ -137,7 +137,7 @@ def _load_language(folder: Path) -> Any:
         model.tie_weights()
         model.eval()
     if inputs := config.get("quantized_inputs"):
-        quantize_inputs(model, **inputs)
+        quantize_inputs(model, InputRule(**inputs))
     return model
 
 

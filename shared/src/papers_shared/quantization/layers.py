@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from papers_shared.quantization.grids import minmax_grid, round_ste
+from papers_shared.quantization.grids import round_ste
 
 Activation = Literal["none", "token", "tensor", "token_asymmetric"]
+
+
+class QuantizeToken(torch.autograd.Function):
+    """Asymmetric codes a token, range times a learned factor; gradients straight through.
+
+    ``s = factor (max - min) / qmax``, ``z = round(-min qmax / (max - min))`` whatever the factor,
+    ``x^ = (clamp(round(x / s) + z, 0, qmax) - z) s``. The gradient of x passes inside the range;
+    that of the factor is LSQ's, ``(q - z) - x/s`` inside and ``q - z`` outside, times
+    ``(max - min) / qmax``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor, bits: int) -> Tensor:
+        top = 2**bits - 1
+        values = x.float()
+        low, high = values.aminmax(dim=-1, keepdim=True)
+        spread = ((high - low) / top).clamp_(1e-5, 1e4)
+        zero = (-low / spread).round_()
+        step = spread * factor.float()
+        position = values / step
+        units = position.round().add_(zero).clamp_(0, top).sub_(zero)
+        out = (units * step).to(x.dtype)
+        if any(ctx.needs_input_grad[:2]):
+            inside = (position.round() - units).abs_() == 0
+            residue = units - position * inside
+            ctx.save_for_backward(inside, (residue * spread).to(x.dtype))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        inside, by_factor = ctx.saved_tensors
+        return grad * inside, (grad.float() * by_factor.float()).sum().reshape(1), None
 
 
 def fake_quantize_activation(x: Tensor, bits: int, per: Activation = "token") -> Tensor:
@@ -32,8 +66,7 @@ def fake_quantize_activation(x: Tensor, bits: int, per: Activation = "token") ->
     if per == "none":
         return x
     if per == "token_asymmetric":
-        rows = x.reshape(-1, x.shape[-1])
-        return minmax_grid(rows, bits=bits, rule="omniquant").nearest_ste(rows).reshape(x.shape)
+        return QuantizeToken.apply(x, torch.ones(1, device=x.device), bits)
     largest = x.abs().amax(-1, keepdim=True) if per == "token" else x.abs().amax()
     scale = largest.clamp(min=1e-5) / (2 ** (bits - 1) - 1)
     return round_ste(x / scale) * scale

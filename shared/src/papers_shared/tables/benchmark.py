@@ -58,16 +58,8 @@ def timed(
     }
 
 
-def save_benchmark(name: str, results: Mapping[str, Any], *, distributions: Sequence[str]) -> Path:
-    """Write ``results/bench/<name>.json`` at the workspace's root.
-
-    Args:
-        name: of the benchmark.
-        results: what was measured; ``machine`` is added.
-        distributions: whose versions matter.
-
-    Returns:
-        the file written, which is also printed.
+def benchmark_file(name: str) -> Path:
+    """``results/bench/<name>.json`` at the workspace's root.
 
     Raises:
         FileNotFoundError: there is no checkout around the working folder or this library.
@@ -75,9 +67,26 @@ def save_benchmark(name: str, results: Mapping[str, Any], *, distributions: Sequ
     root = workspace_root()
     if root is None:
         raise FileNotFoundError("run this inside the checkout, whose results/ it writes to")
-    path = root / "results" / "bench" / f"{name}.json"
+    return root / "results" / "bench" / f"{name}.json"
+
+
+def save_benchmark(name: str, results: Mapping[str, Any], *, distributions: Sequence[str]) -> Path:
+    """Write the benchmark's file.
+
+    Args:
+        name: of the benchmark.
+        results: what was measured; ``machine`` is added.
+        distributions: whose versions matter.
+
+    Returns:
+        the file written, whose name is also printed.
+
+    Raises:
+        FileNotFoundError: see ``benchmark_file``.
+    """
+    path = benchmark_file(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine(distributions=distributions), **results}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {path.relative_to(root)}")
+    print(f"written to results/bench/{path.name}")
     return path

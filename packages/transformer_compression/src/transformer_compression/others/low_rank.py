@@ -21,6 +21,7 @@ from papers_shared.language_models import (
 )
 from papers_shared.quantization import Hessian
 from transformer_compression.core import Data, Outcome
+from transformer_compression.quantize.walk import add_inputs
 
 RANKS = "low_rank"  # in config.json: module name -> rank
 
@@ -78,10 +79,6 @@ class LowRankLinear(nn.Module):
         return self.second(self.first(x))
 
 
-def _add(seen: Mapping[str, Hessian], name: str, x: Tensor) -> None:
-    seen[name].add(x)
-
-
 def _replace(model: nn.Module, name: str, rank: int) -> LowRankLinear:
     linear = model.get_submodule(name)
     assert isinstance(linear, nn.Linear)
@@ -115,7 +112,7 @@ def low_rank_language(model: Any, data: Data, *, ratio: float, activations: bool
         linears = block_linears(block)
         seen = {n: Hessian(m.in_features, m.weight.device) for n, m in linears.items()}
         if activations:
-            observe_inputs(block, stream, partial(_add, seen))
+            observe_inputs(block, stream, partial(add_inputs, seen))
         for name, linear in linears.items():
             rank = rank_for(linear.out_features, linear.in_features, ratio)
             moment = seen[name].value if activations else None

@@ -22,7 +22,7 @@ from papers_shared.language_models import (
 )
 from papers_shared.quantization import GridRule, QuantizedWeight, round_to_nearest
 from transformer_compression.core import Data, Outcome
-from transformer_compression.quantize.smooth import fold_scale
+from transformer_compression.quantize.smooth import InputRule, fold_scale, quantize_inputs
 from transformer_compression.quantize.walk import weights_outcome
 
 RATIOS = 20
@@ -67,20 +67,21 @@ def scale_groups(block: nn.Module) -> list[ScaleGroup]:
 
 @torch.no_grad()
 def search_scale(
-    run: Callable[[], Tensor], layers: Sequence[nn.Linear], magnitude: Tensor, rule: GridRule
+    run: Callable[[], Tensor], layers: Sequence[nn.Linear], x: Tensor, rule: GridRule
 ) -> Tensor:
     """The best of 20 powers of the mean activation.
 
     Args:
         run: the output of the inspected module with the layers' present weights.
         layers: which read the input; their weights are restored afterwards.
-        magnitude: (features,), mean |x| of each channel.
+        x: (T, features), the input.
         rule: the grid.
 
     Returns:
         (features,), of least mean squared difference to the float output; strictly smaller
         replaces.
     """
+    magnitude, squares = x.abs().mean(0), x.square().mean(0)
     saved = [layer.weight.detach().clone() for layer in layers]
     wanted = run()
     best, least = torch.ones_like(magnitude), float("inf")
@@ -89,7 +90,8 @@ def search_scale(
         scale = scale / (scale.max() * scale.min()).sqrt()
         for layer, weight in zip(layers, saved, strict=True):
             scaled = weight * scale
-            layer.weight.copy_(rule(scaled).nearest(scaled) / scale)
+            grid = rule(scaled, squares / scale.square())
+            layer.weight.copy_(grid.nearest(scaled) / scale)
         error = (run() - wanted).float().square().mean().item()
         for layer, weight in zip(layers, saved, strict=True):
             layer.weight.copy_(weight)
@@ -195,7 +197,7 @@ def scale_block(block: nn.Module, stream: BlockStream, rule: GridRule) -> dict[S
             return torch.cat([module(**call)[0].flatten(0, -2) for call in inputs.attention])
 
         layers = [linears[name] for name in group.layers]
-        found[group] = search_scale(run, layers, x.abs().mean(0), rule)
+        found[group] = search_scale(run, layers, x, rule)
     return found
 
 
@@ -217,7 +219,14 @@ def apply_scales(block: nn.Module, scales: Mapping[ScaleGroup, Tensor]) -> None:
 
 
 def awq_language(
-    model: nn.Module, data: Data, *, clip: bool, search_batches: int, **grid: Any
+    model: nn.Module,
+    data: Data,
+    *,
+    clip: bool,
+    search_batches: int,
+    activation_bits: int,
+    attention: bool,
+    **grid: Any,
 ) -> Outcome:
     """Scale, clip and round every block; statistics come from the float stream.
 
@@ -226,11 +235,16 @@ def awq_language(
         data: calibration batches.
         clip: whether weights are clipped.
         search_batches: how many of the batches the searches use (scaling runs each 20 times).
-        grid: of ``GridRule``; ``search`` other than ``none`` tunes ranges within the searches too.
+        activation_bits: of the linear layers' inputs, a token, asymmetric; 0: float. Set at the
+            end: nothing is searched with them.
+        attention: quantize q, k and v with as many bits.
+        grid: of ``GridRule``; ``search`` other than ``none`` tunes ranges within the searches
+            too, ``weighted`` (by the mean squares of what the scaled layer gets) in place of
+            the clipping.
     """
     rule = GridRule(**grid)
-    if rule.search == "weighted":
-        raise ValueError("AWQ's searches take search='none' (theirs) or 'mse'")
+    if rule.search == "weighted" and clip:
+        raise ValueError("AWQ's clipping is a search of its own: with 'weighted', clip=False")
     names = block_names(model)
     quantized: dict[str, QuantizedWeight] = {}
     chosen = data.batches[:search_batches]
@@ -239,11 +253,13 @@ def awq_language(
             apply_scales(block, scale_block(block, stream, rule))
             inputs = _Inputs(block, stream)  # already divided by the scales
             for name, linear in block_linears(block).items():
-                weight = linear.weight.float()
+                weight, x = linear.weight.float(), inputs.tokens(name)
                 if clip and not name.endswith(UNCLIPPED):
-                    weight = clip_weight(weight, search_clip(weight, inputs.tokens(name), rule))
-                quantized[f"{names[index]}.{name}"] = round_to_nearest(weight, rule)
+                    weight = clip_weight(weight, search_clip(weight, x, rule))
+                importance = x.square().mean(0)
+                quantized[f"{names[index]}.{name}"] = round_to_nearest(weight, rule, importance)
         # The float stream feeds every block, so weights are rounded at the end.
         for name, weight in quantized.items():
             model.get_submodule(name).weight.copy_(weight.dequantize())  # type: ignore[operator]
+    quantize_inputs(model, InputRule(activation_bits, "token_asymmetric", attention))
     return weights_outcome(model, quantized)

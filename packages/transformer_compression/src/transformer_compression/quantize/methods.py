@@ -14,7 +14,8 @@ GRID: dict[str, Any] = {
     "rule": "portable",
     "search": "weighted",
 }
-TUNING: dict[str, Any] = {"steps": 200, "seed": 0}
+ACTIVATIONS: dict[str, Any] = {"activation_bits": 0, "attention": False}
+TUNING: dict[str, Any] = {"steps": 200, "seed": 0, **ACTIVATIONS}
 
 ENTRIES: tuple[Method, ...] = (
     Method(
@@ -76,7 +77,7 @@ ENTRIES: tuple[Method, ...] = (
         ("quantization.language.salient",),
         ("language",),
         "quantize.awq:awq_language",
-        {**GRID, "search": "none", "clip": True, "search_batches": 2},
+        {**GRID, "search": "none", "clip": True, "search_batches": 2, **ACTIVATIONS},
         source="Lin et al., arXiv 2306.00978",
     ),
     Method(

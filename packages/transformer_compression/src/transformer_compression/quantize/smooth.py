@@ -6,15 +6,23 @@ Source: Xiao et al., arXiv 2211.10438; CBQ sheet 4.7 (their code).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
-from papers_shared.language_models import block_linears, block_names, observe_inputs, walk_blocks
+from papers_shared.language_models import (
+    block_linears,
+    block_names,
+    find_blocks,
+    observe_inputs,
+    walk_blocks,
+)
 from papers_shared.quantization import (
     FakeQuantLinear,
     GridRule,
     QuantizedWeight,
+    quantize_attention,
     round_to_nearest,
 )
 from papers_shared.quantization.layers import Activation
@@ -95,19 +103,42 @@ def smooth_model(model: nn.Module, data: Data, alpha: float) -> None:
             fold_scale(norm, layers, scale)
 
 
-def quantize_inputs(model: nn.Module, *, bits: int, per: Activation) -> None:
-    """Let every linear layer of the blocks quantize its inputs on the fly, in place.
+@dataclass(frozen=True)
+class InputRule:
+    """How activations are quantized on the fly.
 
-    The setting is kept in the model's config, so that a saved model can be reloaded.
+    Attributes:
+        bits: of the linear layers' inputs; 0: float.
+        per: see ``papers_shared.quantization.fake_quantize_activation``.
+        attention: also quantize q, k and v, a token and head, asymmetrically.
     """
-    from papers_shared.language_models import find_blocks
 
-    for block in find_blocks(model):
+    bits: int
+    per: Activation = "token"
+    attention: bool = False
+
+    def apply(self, block: nn.Module) -> None:
+        """Let a block compute so, in place; its weights stay the same parameters."""
+        if not self.bits:
+            return
         for name, linear in block_linears(block).items():
             parent, _, child = name.rpartition(".")
-            layer = FakeQuantLinear(linear, bits=bits, per=per).train(linear.training)
+            layer = FakeQuantLinear(linear, bits=self.bits, per=self.per).train(linear.training)
             setattr(block.get_submodule(parent), child, layer)
-    model.config.quantized_inputs = {"bits": bits, "per": per}  # type: ignore[union-attr]
+        if self.attention:
+            quantize_attention(block, self.bits)
+
+    def note(self, model: nn.Module) -> None:
+        """Keep it in the model's config, so that a saved model can be reloaded."""
+        if self.bits:
+            model.config.quantized_inputs = asdict(self)  # type: ignore[union-attr]
+
+
+def quantize_inputs(model: nn.Module, rule: InputRule) -> None:
+    """Apply a rule to all blocks of a causal language model, in place."""
+    for block in find_blocks(model):
+        rule.apply(block)
+    rule.note(model)
 
 
 def smoothquant_language(
@@ -127,14 +158,11 @@ def smoothquant_language(
         smooth_model(model, data, alpha)
     rule = GridRule(bits, symmetric=True, rule="smoothquant", search="none")
     quantized: dict[str, QuantizedWeight] = {}
-    from papers_shared.language_models import find_blocks
-
     with torch.no_grad():
         for prefix, block in zip(block_names(model), find_blocks(model), strict=True):
             for name, linear in block_linears(block).items():
                 weight = round_to_nearest(linear.weight.float(), rule)
                 linear.weight.copy_(weight.dequantize())
                 quantized[f"{prefix}.{name}"] = weight
-    if activation_bits:
-        quantize_inputs(model, bits=activation_bits, per=per)
+    quantize_inputs(model, InputRule(activation_bits, per))
     return weights_outcome(model, quantized)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from papers_shared.language_models import (
     block_names,
     capture_inputs,
     find_blocks,
+    observe_inputs,
     run_block,
 )
 from papers_shared.quantization import (
@@ -32,7 +34,8 @@ from papers_shared.quantization import (
     grid_from_range,
 )
 from transformer_compression.core import Data, Outcome
-from transformer_compression.quantize.walk import weights_outcome
+from transformer_compression.quantize.smooth import InputRule
+from transformer_compression.quantize.walk import InputMoments, add_inputs, weights_outcome
 
 
 class WeightQuantizer(nn.Module):
@@ -40,23 +43,29 @@ class WeightQuantizer(nn.Module):
 
     Args:
         weight: (rows, inputs).
-        rule: bits, group, symmetry, rule; the ranges start at the smallest and largest values.
+        rule: of the grid whose ends are the first range.
+        importance: (inputs,), mean squares of the inputs, where the rule's search asks for them.
     """
 
     weight: Tensor
     low: Tensor
     high: Tensor
 
-    def __init__(self, weight: Tensor, rule: GridRule) -> None:
+    def __init__(self, weight: Tensor, rule: GridRule, importance: Tensor | None = None) -> None:
         super().__init__()
         self.rule = rule
         self.group = weight.shape[1] if rule.group == -1 else rule.group
         if weight.shape[1] % self.group:
             raise ValueError(f"{weight.shape[1]} inputs do not divide into groups of {self.group}")
-        grouped = weight.detach().float().unflatten(1, (-1, self.group))
-        self.register_buffer("weight", weight.detach().float())
-        self.register_buffer("low", grouped.amin(-1))
-        self.register_buffer("high", grouped.amax(-1))
+        values = weight.detach().float()
+        if rule.search == "none":
+            grouped = values.unflatten(1, (-1, self.group))
+            low, high = grouped.amin(-1), grouped.amax(-1)
+        else:
+            low, high = range_ends(rule(values, importance), rule)
+        self.register_buffer("weight", values)
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The range's ends as learned so far."""
@@ -90,14 +99,28 @@ class WeightQuantizer(nn.Module):
         return QuantizedWeight(codes.clamp(0, grid.top).to(torch.uint8), grid)
 
 
+def range_ends(grid: Grid, rule: GridRule) -> tuple[Tensor, Tensor]:
+    """The range (rows, groups) each of which ``grid_from_range`` makes this grid.
+
+    Raises:
+        ValueError: a symmetric grid of a rule whose range ends elsewhere.
+    """
+    if not grid.symmetric:
+        return -grid.zero * grid.scale, (grid.top - grid.zero) * grid.scale
+    if rule.rule not in ("portable", "gptq"):
+        raise ValueError(f"a searched symmetric range needs rule='portable', not {rule.rule!r}")
+    reach = grid.scale * grid.top / 2
+    return -reach, reach
+
+
 class LearnedClipping(WeightQuantizer):
     """LWC: both ends times a sigmoid that starts at 0.982.
 
     Source: OmniQuant; CBQ sheet 4.7.
     """
 
-    def __init__(self, weight: Tensor, rule: GridRule) -> None:
-        super().__init__(weight, rule)
+    def __init__(self, weight: Tensor, rule: GridRule, importance: Tensor | None = None) -> None:
+        super().__init__(weight, rule, importance)
         self.upper = nn.Parameter(torch.full_like(self.high, 4.0))
         self.lower = nn.Parameter(torch.full_like(self.low, 4.0))
 
@@ -111,8 +134,8 @@ class SignedRounding(WeightQuantizer):
     Source: AutoRound; CBQ sheet 4.7.
     """
 
-    def __init__(self, weight: Tensor, rule: GridRule) -> None:
-        super().__init__(weight, rule)
+    def __init__(self, weight: Tensor, rule: GridRule, importance: Tensor | None = None) -> None:
+        super().__init__(weight, rule, importance)
         self.value = nn.Parameter(torch.zeros_like(self.weight))
         self.shrink_low = nn.Parameter(torch.ones_like(self.low))
         self.shrink_high = nn.Parameter(torch.ones_like(self.high))
@@ -140,9 +163,10 @@ Optimizer = Callable[[list[nn.Parameter]], Step]
 def tune_blocks(
     model: nn.Module,
     data: Data,
-    make: Callable[[Tensor], WeightQuantizer],
+    make: Callable[[Tensor, Tensor], WeightQuantizer],
     optimizer: Optimizer,
     *,
+    inputs: InputRule,
     steps: int,
     seed: int,
     both_streams: bool = False,
@@ -153,8 +177,9 @@ def tune_blocks(
     Args:
         model: a causal language model, changed in place.
         data: calibration batches, one a step.
-        make: the quantizer of a weight.
+        make: the quantizer of a weight, given the mean squares of its inputs in the float model.
         optimizer: given a block's parameters, returns ``step(index)`` that updates them.
+        inputs: how the block that is tuned quantizes its activations.
         steps: updates a block.
         seed: of the order of the batches.
         both_streams: add the error on the quantized stream to the float block's output there.
@@ -174,10 +199,15 @@ def tune_blocks(
     losses = BlockLosses()
     blocks = find_blocks(model)
     for index, block in enumerate(blocks):
-        targets = run_block(block, clean)
-        same = run_block(block, dirty).hidden if both_streams else None
         linears = block_linears(block)
-        quantizers = {name: make(linear.weight) for name, linear in linears.items()}
+        seen = {n: InputMoments(m.in_features, m.weight.device) for n, m in linears.items()}
+        targets = observe_inputs(block, clean, partial(add_inputs, seen))
+        same = run_block(block, dirty).hidden if both_streams else None
+        inputs.apply(block)
+        linears = block_linears(block)
+        quantizers = {
+            name: make(linear.weight, seen[name].mean_square()) for name, linear in linears.items()
+        }
         for quantizer, linear in zip(quantizers.values(), linears.values(), strict=True):
             quantizer.to(linear.weight.device)
         parameters = [p for q in quantizers.values() for p in q.parameters()]
@@ -214,6 +244,7 @@ def tune_blocks(
                 quantized[f"{names[index]}.{name}"] = hard
         clean, dirty = targets, run_block(block, dirty)
         data.progress(index + 1, len(blocks), "blocks")
+    inputs.note(model)
     return quantized, losses
 
 
@@ -232,6 +263,8 @@ def lwc_language(
     seed: int,
     lr: float,
     both_streams: bool,
+    activation_bits: int,
+    attention: bool,
     **grid: Any,
 ) -> Outcome:
     """OmniQuant's learned weight clipping (AdamW, no weight decay).
@@ -243,9 +276,11 @@ def lwc_language(
         seed: of the order of batches.
         lr: theirs: 1e-2.
         both_streams: their ``aug_loss``.
-        grid: of ``GridRule``; the ranges start at the smallest and largest values.
+        activation_bits: of the linear layers' inputs, a token, asymmetric; 0: float.
+        attention: quantize q, k and v with as many bits.
+        grid: of ``GridRule``; theirs starts at the smallest and largest values (``none``).
     """
-    rule = _plain(grid)
+    rule = GridRule(**grid)
 
     def adam(parameters: list[nn.Parameter]) -> Step:
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
@@ -254,8 +289,9 @@ def lwc_language(
     quantized, losses = tune_blocks(
         model,
         data,
-        lambda weight: LearnedClipping(weight, rule),
+        lambda weight, importance: LearnedClipping(weight, rule, importance),
         adam,
+        inputs=InputRule(activation_bits, "token_asymmetric", attention),
         steps=steps,
         seed=seed,
         both_streams=both_streams,
@@ -264,7 +300,14 @@ def lwc_language(
 
 
 def autoround_language(
-    model: nn.Module, data: Data, *, steps: int, seed: int, **grid: Any
+    model: nn.Module,
+    data: Data,
+    *,
+    steps: int,
+    seed: int,
+    activation_bits: int,
+    attention: bool,
+    **grid: Any,
 ) -> Outcome:
     """AutoRound-style: ``p -= lr sign(gradient)``, lr ``1 / steps`` falling to 0 in a line.
 
@@ -273,9 +316,11 @@ def autoround_language(
         data: calibration batches.
         steps: updates a block, a batch each; theirs: 200 with 8 segments each.
         seed: of the order of batches.
-        grid: of ``GridRule``; the ranges start at the smallest and largest values.
+        activation_bits: of the linear layers' inputs, a token, asymmetric; 0: float.
+        attention: quantize q, k and v with as many bits.
+        grid: of ``GridRule``; theirs starts at the smallest and largest values (``none``).
     """
-    rule = _plain(grid)
+    rule = GridRule(**grid)
     peak = (2 if rule.bits <= 3 and steps >= 1000 else 1) / steps
 
     def sign(parameters: list[nn.Parameter]) -> Step:
@@ -290,17 +335,11 @@ def autoround_language(
     quantized, losses = tune_blocks(
         model,
         data,
-        lambda weight: SignedRounding(weight, rule),
+        lambda weight, importance: SignedRounding(weight, rule, importance),
         sign,
+        inputs=InputRule(activation_bits, "token_asymmetric", attention),
         steps=steps,
         seed=seed,
         keep_best=True,
     )
     return weights_outcome(model, quantized, details=losses)
-
-
-def _plain(grid: Mapping[str, Any]) -> GridRule:
-    rule = GridRule(**grid)
-    if rule.search != "none":
-        raise ValueError("learned ranges start at the smallest and largest values: search='none'")
-    return rule

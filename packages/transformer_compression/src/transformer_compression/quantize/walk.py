@@ -68,7 +68,7 @@ def quantize_blocks(
     for prefix, block, observe in _groups(model, data):
         linears = block_linears(block)
         seen = {n: kind(m.in_features, m.weight.device) for n, m in linears.items()}
-        observe(partial(_add, seen))
+        observe(partial(add_inputs, seen))
         for name, linear in linears.items():
             weight = round_linear(linear, seen[name])
             linear.weight.copy_(weight.dequantize())
@@ -76,7 +76,8 @@ def quantize_blocks(
     return quantized
 
 
-def _add(seen: Mapping[str, InputMoments | Hessian], name: str, x: Tensor) -> None:
+def add_inputs(seen: Mapping[str, InputMoments | Hessian], name: str, x: Tensor) -> None:
+    """Take in what a layer gets; for ``observe_inputs``."""
     seen[name].add(x)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from cbq.layers import QuantizeToken
+from papers_shared.quantization.layers import fake_quantize_activation
 
 
 def quantize_attention(block: nn.Module, bits: int) -> None:
@@ -26,14 +25,15 @@ def quantize_attention(block: nn.Module, bits: int) -> None:
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    name = f"cbq_sdpa_a{bits}"
+    name = f"sdpa_a{bits}"
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def quantized(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        one = torch.ones(1, device=query.device)
-        query, key, value = (QuantizeToken.apply(x, one, bits) for x in (query, key, value))
+        query, key, value = (
+            fake_quantize_activation(x, bits, "token_asymmetric") for x in (query, key, value)
+        )
         return attend(module, query, key, value, *args, **kwargs)
 
     ALL_ATTENTION_FUNCTIONS.register(name, quantized)
@@ -52,5 +52,6 @@ def quantize_attention(block: nn.Module, bits: int) -> None:
             found = True
     if not found:
         raise ValueError(
-            f"{type(block).__name__} has no attention config: quantize without --attention"
+            f"{type(block).__name__} has no attention config to say that q, k and v are quantized: "
+            f"leave them float (cbq: --no-attention)"
         )
