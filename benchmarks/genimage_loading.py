@@ -94,7 +94,7 @@ def main() -> int:
         levels = 255 * 0.226  # of the mean standard deviation that Normalize divides by
         print(f"{'workers':>7} {'ImageFolder':>14} {'ours':>14} {'faster':>7}")
         for workers in (0, 1, 2):
-            times = {"torchvision": [], "genimage": []}
+            times: dict[str, list[float]] = {"torchvision": [], "genimage": []}
             for _ in range(args.rounds):
                 times["torchvision"].append(seconds(image_folder, root, workers))
                 times["genimage"].append(seconds(ours, root, workers))

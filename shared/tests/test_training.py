@@ -16,6 +16,7 @@ from torch import nn
 from papers_shared.checkpoints import load_state_dict
 from papers_shared.training import EMA, NonFiniteLoss, ResumableSampler, Run, seed_from
 from papers_shared.training.log import Progress
+from papers_shared.training.state import refuse_differences
 
 sys.path.insert(0, str(Path(__file__).parent / "scripts"))
 toy = importlib.import_module("toy_training")
@@ -217,6 +218,14 @@ def test_other_settings_or_other_data_are_refused_by_name(tmp_path):
         toy.train(tmp_path, size=60)
     with pytest.raises(FileExistsError, match="already holds checkpoints up to step_00000004"):
         toy.train(tmp_path, resume=False)
+
+
+def test_an_option_newer_than_the_checkpoint_is_refused_only_where_it_is_on(tmp_path):
+    refuse_differences(tmp_path, {"lr": 0.1}, {"lr": 0.1, "fsdp": False, "init": ""})
+    with pytest.raises(ValueError, match=r"fsdp=unset \(now True\)"):
+        refuse_differences(tmp_path, {"lr": 0.1}, {"lr": 0.1, "fsdp": True})
+    with pytest.raises(ValueError, match=r"fsdp=False \(now unset\)"):
+        refuse_differences(tmp_path, {"lr": 0.1, "fsdp": False}, {"lr": 0.1})
 
 
 def test_accumulated_micro_batches_equal_one_batch(tmp_path):

@@ -171,7 +171,10 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_differences(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Compare a checkpoint's configuration with this run's; a larger total_steps is fine.
+    """Compare a checkpoint's configuration with this run's.
+
+    A larger total_steps is fine, and so is an option that the checkpoint does not know (it is newer)
+    and that is off: false, zero, empty or None.
 
     Raises:
         ValueError: they differ; names the keys with both values.
@@ -180,6 +183,7 @@ def refuse_differences(folder: Path, saved: Mapping[str, Any], now: Mapping[str,
         f"{key}={_show(saved, key)} (now {_show(now, key)})"
         for key in sorted({*saved, *now})
         if saved.get(key) != now.get(key)
+        and not (key not in saved and not now[key])
         and not (key == "total_steps" and now.get(key, 0) > saved.get(key, 0))
     ]
     if differing:
