@@ -173,8 +173,8 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_differences(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Compare a checkpoint's configuration with this run's.
 
-    A larger total_steps is fine, and so is an option that the checkpoint does not know (it is newer)
-    and that is off: false, zero, empty or None.
+    A larger total_steps is fine, and so is an option that the checkpoint does not know, being
+    older, and that is off: false, zero, empty or None.
 
     Raises:
         ValueError: they differ; names the keys with both values.
