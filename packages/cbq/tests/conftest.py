@@ -22,11 +22,13 @@ def tokens(count: int = 4, length: int = 12) -> list[Tensor]:
 
 def run(**changes: Any) -> Quantized:
     """Quantize a tiny Llama; the keywords are fields of Settings, and those of quantize."""
-    others = {n: changes.pop(n) for n in ("work", "budget", "grids", "progress") if n in changes}
+    of_quantize = ("work", "offload", "budget", "grids", "progress")
+    others = {n: changes.pop(n) for n in of_quantize if n in changes}
+    model = changes.pop("model", None) or tiny_llama()
     name = changes.pop("preset", "best")
     base = FAST if name == "best" else {"bits": 4, "precision": "float32"}
     settings = preset(name, **{**base, **changes})
-    return quantize(tiny_llama(), tokens(), settings, **others)
+    return quantize(model, tokens(), settings, **others)
 
 
 @pytest.fixture

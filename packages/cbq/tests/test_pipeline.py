@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from cbq.layers import CBQLinear, HardLinear
+from cbq.output import load_quantized, save_quantized
 from cbq.reconstruct import Window
 from cbq.rotation import hadamard, rotate
 from cbq.settings import preset
@@ -88,6 +90,38 @@ def test_a_killed_and_resumed_run_gives_the_same_codes(
     assert whole.act_factors == resumed.act_factors
     with pytest.raises(ValueError, match="another run"):
         quantize_tiny(**{**changes, "bits": 3}, work=tmp_path)
+
+
+@pytest.mark.parametrize("format", ["compressed-tensors", "float"])
+def test_finished_blocks_can_stay_on_disk(quantize_tiny, quantized, tmp_path, format) -> None:
+    with pytest.raises(Killed):
+        quantize_tiny(work=tmp_path / "work", offload=True, progress=kill_after(1))
+    result = quantize_tiny(work=tmp_path / "work", offload=True)
+    assert all(result.model.get_submodule(name).weight.is_meta for name in result.weights)
+    assert all(torch.equal(w.codes, quantized.weights[n].codes) for n, w in result.weights.items())
+    save_quantized(result, tmp_path / "out", kind=format)
+    loaded = load_quantized(tmp_path / "out").state_dict()
+    state = quantized.model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    with pytest.raises(ValueError, match="name one"):
+        quantize_tiny(offload=True)
+
+
+@pytest.mark.parametrize("format", ["compressed-tensors", "gptq_v2", "float"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_16_bits_comes_to_the_codes_of_float32(
+    quantize_tiny, tmp_path, format, dtype
+) -> None:
+    half = tiny_llama().to(dtype)
+    whole = quantize_tiny(model=copy.deepcopy(half).float())
+    result = quantize_tiny(model=half)
+    assert {p.dtype for p in result.model.parameters()} == {dtype}
+    for name, weight in whole.weights.items():
+        assert torch.equal(weight.codes, result.weights[name].codes), name
+    save_quantized(result, tmp_path, kind=format)
+    loaded = load_quantized(tmp_path).state_dict()
+    state = whole.model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
 def test_a_write_that_fails_leaves_the_last_window_standing(

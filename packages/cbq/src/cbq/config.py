@@ -73,6 +73,10 @@ class QuantizeConfig:
     )
     seed: int = option(0, "of every draw")
     device: Device = option("auto", "where blocks run; the model itself stays on the CPU")
+    dtype: Literal["auto", "float32"] = option(
+        "auto", "of the model in memory: as its files have it, or float32; the codes are the same"
+    )
+    offload: bool = option(False, "leave finished blocks on disk: memory for one window is enough")
     work: Path | None = option(None, "folder to resume from (default: OUTPUT/work, then removed)")
 
 

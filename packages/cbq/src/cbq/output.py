@@ -78,7 +78,10 @@ def save_quantized(
     if kind == "compressed-tensors":
         export_compressed_tensors(result.model, result.weights, folder, tokenizer=tokenizer)
     elif kind == "float":
-        result.model.save_pretrained(folder)
+        for name, weight in result.weights.items():
+            layer = result.model.get_submodule(name)
+            layer.weight = nn.Parameter(weight.dequantize(), requires_grad=False)
+        result.model.float().save_pretrained(folder)  # 16 bits do not hold code times scale
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     else:

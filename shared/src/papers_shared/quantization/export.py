@@ -43,7 +43,7 @@ def export_compressed_tensors(
             in 0 .. top.
         folder: made if missing.
         tokenizer: saved beside the weights.
-        dtype: of everything else; None: as the model has it.
+        dtype: of what is not quantized; None: as the model has it.
 
     Returns:
         the folder. An asymmetric checkpoint is read back with
@@ -60,7 +60,8 @@ def export_compressed_tensors(
     for name, weight in quantized.items():
         scale, zero = weight.grid.scale, weight.grid.zero
         state[f"{name}.weight_packed"] = pack_words(weight.codes, bits=grid.bits)
-        state[f"{name}.weight_scale"] = scale.to(dtype).contiguous()
+        # 16 bits would round the scale, or its product with the codes when it is read.
+        state[f"{name}.weight_scale"] = scale.float().contiguous()
         state[f"{name}.weight_shape"] = torch.tensor(weight.codes.shape)
         if not grid.symmetric:
             state[f"{name}.weight_zero_point"] = pack_words(zero, bits=grid.bits, dim=0)
