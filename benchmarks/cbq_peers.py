@@ -5,8 +5,8 @@ results/bench/cbq_peers.json; about 20 minutes of one core a width, so that noth
 ``--bits``, and what the file holds already is kept. The peers are those of
 packages/transformer_compression. Model, calibration tokens (16 windows of 512 of WikiText-2 valid,
 seed 0), evaluation (the first 20 windows of 512 of test), bfloat16 autocast, the search of start
-scales and what is quantized at A4 are those of CBQ's table ``small_full``, whose recorded rows are
-shown beside. AWQ searches the same way on the weights that it has scaled.
+scales and what is quantized at A4 are those of CBQ's table ``small_full``; benchmarks/tables.py
+shows its recorded rows beside. AWQ searches the same way on the weights that it has scaled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import copy
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,22 +26,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "lwc": {"steps": 48},
     "autoround": {"steps": 48},
 }
-RECORDED = Path(__file__).parents[1] / "packages/cbq/results/small_full.json"
-
-
-def recorded(bits: str) -> dict[str, dict[str, Any]]:
-    """RTN, GPTQ and CBQ of the table: perplexity (mean), its deviation over seeds, CPU minutes."""
-    rows = json.loads(RECORDED.read_text(encoding="utf-8"))["rows"]
-    found = {}
-    for name in ("rtn", "gptq", "cbq"):
-        cells = rows[f"{name}_{bits}"]["computed"]["cells"]
-        found[name] = {
-            "perplexity": cells["ppl"]["value"],
-            "std": cells["ppl"]["std"],
-            "seeds": cells["ppl"]["n"],
-            "cpu_minutes": cells["cpu_minutes"]["value"],
-        }
-    return found
 
 
 def measure(bits: str, methods: list[str], seed: int) -> Iterator[tuple[str, dict[str, float]]]:
@@ -83,7 +66,7 @@ def measure(bits: str, methods: list[str], seed: int) -> Iterator[tuple[str, dic
 
 
 def main() -> int:
-    """Run the peers that the file lacks, and save them beside CBQ's recorded rows."""
+    """Run the peers that the file lacks."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--bits", nargs="+", help="such as w4a16")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -98,7 +81,6 @@ def main() -> int:
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else {}
     for bits in options.bits:
         held = rows.setdefault(bits, {})
-        held["recorded"] = recorded(bits)
         seed = str(options.seed)
         missing = [name for name in options.methods if seed not in held.get(name, {})]
         for name, found in measure(bits, missing, options.seed):

@@ -347,22 +347,25 @@ def u_dit_speed(data: dict[str, Any]) -> Iterator[str]:
 
 
 def cbq_peers(data: dict[str, Any]) -> Iterator[str]:
-    """Perplexity and CPU minutes, method by method."""
+    """Perplexity and CPU minutes, method by method; CBQ's and its start's as its table has them."""
     names = {
         "rtn": "RTN",
         "gptq": "GPTQ",
         "awq": "AWQ",
         "lwc": "learned clipping (OmniQuant)",
         "autoround": "AutoRound",
-        "cbq": "CBQ",
+        "lora": "CBQ, preset lora",
+        "cbq": "CBQ, preset best",
     }
+    table_of_cbq = RESULTS.parents[1] / "packages/cbq/results/small_full.json"
+    recorded = json.loads(table_of_cbq.read_text(encoding="utf-8"))["rows"]
     rows = []
     for name, label in names.items():
         cells = []
-        for held in data["rows"].values():
-            if name in held["recorded"]:
-                row = held["recorded"][name]
-                values = row["perplexity"], row["std"], row["cpu_minutes"]
+        for bits, held in data["rows"].items():
+            if row := recorded.get(f"{name}_{bits}"):
+                found = row["computed"]["cells"]
+                values = found["ppl"]["value"], found["ppl"]["std"], found["cpu_minutes"]["value"]
             elif held.get(name):
                 values = summed_up(list(held[name].values()))
             else:
@@ -372,9 +375,7 @@ def cbq_peers(data: dict[str, Any]) -> Iterator[str]:
             cells.append(f"{perplexity:.2f}" + (f" ({deviation:.2f})" if deviation else ""))
             cells.append(f"{minutes:.1f}")
         rows.append([label, *cells])
-    head = [
-        part for bits in data["rows"] for part in (f"{bits.upper()}, perplexity", "CPU minutes")
-    ]
+    head = [part for w in data["rows"] for part in (f"{w.upper()}, perplexity", "CPU minutes")]
     yield from table(["method", *head], rows)
 
 

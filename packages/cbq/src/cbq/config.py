@@ -31,7 +31,9 @@ class QuantizeConfig:
         ..., "text file to calibrate on, or wikitext2 (its valid part); never what is evaluated"
     )
     bits: str = option("w4a16", "wNaM or wNaMgK: bits of weights, of activations, inputs a scale")
-    preset: Literal["best", "paper", "gptq", "rtn"] = option("best", "what all else starts from")
+    preset: Literal["best", "lora", "paper", "gptq", "rtn"] = option(
+        "best", "what all else starts from"
+    )
     format: Literal["compressed-tensors", "gptq", "gptq_v2", "float"] = option(
         "compressed-tensors", "of the files written"
     )
@@ -50,14 +52,17 @@ class QuantizeConfig:
     )
     rounding: Literal["hard", "late"] | None = option(None, "hard from the first step, or late")
     rank: int | None = option(None, "of LoRA-Rounding; 0: a full matrix (AdaRound)")
+    optimizer: Literal["sign", "adam"] | None = option(
+        None, "descent by the gradient's sign, or Adam"
+    )
     lr_rounding: float | None = option(None, "learning rate of the logits")
     lr_steps: float | None = option(None, "of the weights' steps, relative to their size")
     lr_activations: float | None = option(None, "of the activations' steps")
     l2: Literal["token", "mean", "sum"] | None = option(None, "how squared errors are averaged")
     kl: float | None = option(None, "weight of the KL term")
     commitment: float | None = option(None, "weight of L_com")
-    terms: Literal["both", "clean", "same"] = option(
-        "both", "targets from the float stream (clean), the quantized one (same), or both"
+    terms: Literal["both", "clean", "same"] | None = option(
+        None, "targets from the float stream (clean), the quantized one (same), or both"
     )
     train: list[str] = option([], "only some of: rounding steps activations")
     cfp: Literal["none", "weights", "activations", "both"] | None = option(

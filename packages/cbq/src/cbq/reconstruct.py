@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -106,7 +106,9 @@ def restore(layers: Sequence[CBQLinear], states: Sequence[Mapping[str, Tensor]])
 
 
 def make_optimizer(layers: Sequence[CBQLinear], settings: Settings, factor: float) -> Any:
-    """Adam over what the settings train, each kind with its rate; None where that is nothing."""
+    """An optimizer of what the settings train, a rate a kind; None where nothing is trained."""
+    if settings.optimizer == "sign":
+        factor /= settings.steps
     groups: list[dict[str, Any]] = []
     for names, learned, rate in (
         (("A1", "A2", "V"), settings.learn_rounding, settings.lr_rounding),
@@ -127,7 +129,28 @@ def make_optimizer(layers: Sequence[CBQLinear], settings: Settings, factor: floa
     for group in groups:
         for parameter in group["params"]:
             parameter.requires_grad_(True)
-    return torch.optim.Adam(groups) if groups else None
+    if not groups:
+        return None
+    return SignDescent(groups) if settings.optimizer == "sign" else torch.optim.Adam(groups)
+
+
+class SignDescent(torch.optim.Optimizer):
+    """``p -= lr sign(gradient)``, without a memory (AutoRound's, arXiv 2309.05516).
+
+    Args:
+        groups: parameter groups, each with its ``lr``.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
 
 
 def order_of(count: int, steps: int, batch: int, seed: int) -> list[list[int]]:

@@ -43,7 +43,8 @@ def _small(
 # --- the whole of SmolLM2-135M --------------------------------------------------------------------
 
 STEPS = 24
-LR = 2e-2  # of the rounding: learning rate times steps is about one half, few as they are
+# LoRA-Rounding's rate for as few steps: times their number it is about one half.
+LORA: Mapping[str, Any] = {"steps": STEPS, "lr_rounding": 2e-2}
 
 
 def full_table() -> Table:
@@ -52,21 +53,26 @@ def full_table() -> Table:
     for bits in ("w2a16", "w4a4", "w4a16"):
         recipes[f"rtn_{bits}"] = _small(240, "rtn", bits)
         recipes[f"gptq_{bits}"] = _small(150, "gptq", bits)
-        recipes[f"cbq_{bits}"] = _small(500, "best", bits, steps=STEPS, lr_rounding=LR)
-    recipes["gptq_rotated_w4a4"] = _small(240, "gptq", "w4a4", rotate=True)
-    recipes["cbq_rotated_w4a4"] = _small(
-        500, "best", "w4a4", rotate=True, steps=STEPS, lr_rounding=LR
+        recipes[f"lora_{bits}"] = _small(500, "lora", bits, **LORA)
+        recipes[f"cbq_{bits}"] = _small(500, "best", bits, steps=STEPS)
+    # Overlap doubles what a block is trained: without it, twice the steps.
+    recipes["cbq_window1_w2a16"] = _small(
+        400, "best", "w2a16", window=1, overlap=0, steps=2 * STEPS
     )
+    recipes["gptq_rotated_w4a4"] = _small(240, "gptq", "w4a4", rotate=True)
+    recipes["lora_rotated_w4a4"] = _small(500, "lora", "w4a4", rotate=True, **LORA)
+    recipes["cbq_rotated_w4a4"] = _small(500, "best", "w4a4", rotate=True, steps=STEPS)
     claims = [
         _below(f"at {bits.upper()} CBQ is below {name}", f"cbq_{bits}", f"{peer}_{bits}")
         for bits in ("w2a16", "w4a4", "w4a16")
-        for peer, name in (("gptq", "GPTQ"), ("rtn", "RTN"))
+        for peer, name in (("gptq", "GPTQ"), ("rtn", "RTN"), ("lora", "LoRA-Rounding by Adam"))
     ]
-    claims.append(
+    claims += [
         _below(
             "after rotation, at W4A4, CBQ is below GPTQ", "cbq_rotated_w4a4", "gptq_rotated_w4a4"
-        )
-    )
+        ),
+        _below("at W2A16 two blocks a window beat one", "cbq_w2a16", "cbq_window1_w2a16"),
+    ]
     return Table(recipes, claims=claims)
 
 
@@ -84,20 +90,24 @@ ABLATION: Mapping[str, Any] = {**SMALL, "blocks": 6, "segments": 8, "windows": 8
 ABLATION_STEPS = 16
 
 
-def _ablation(bits: str, method: str = "best", *, seconds: float = 150, **changes: Any) -> Recipe:
-    steps = {} if method in ("rtn", "gptq") else {"steps": ABLATION_STEPS, "lr_rounding": LR}
+def _ablation(bits: str, method: str = "lora", *, seconds: float = 150, **changes: Any) -> Recipe:
+    steps: dict[str, Any] = {}
+    if method in ("lora", "best"):
+        steps["steps"] = ABLATION_STEPS
+    if method == "lora":
+        steps["lr_rounding"] = LORA["lr_rounding"]
     return _small(seconds, method, bits, table=ABLATION, **(steps | changes))
 
 
 def ablation_table() -> Table:
     """What each part is worth, three seeds each."""
+    alone = {"window": 1, "overlap": 0, "steps": 2 * ABLATION_STEPS}
     recipes = {
         "float": _small(10, table={**ABLATION, "seeds": 1}),
         "w2_rtn": _ablation("w2a16", "rtn", seconds=60),
         "w2_gptq": _ablation("w2a16", "gptq", seconds=60),
-        "w2_best": _ablation("w2a16"),
-        # Overlap doubles what a block is trained: without it, twice the steps.
-        "w2_window1": _ablation("w2a16", window=1, overlap=0, steps=2 * ABLATION_STEPS),
+        "w2_lora": _ablation("w2a16"),
+        "w2_window1": _ablation("w2a16", **alone),
         "w2_window2_overlap0": _ablation("w2a16", overlap=0, steps=2 * ABLATION_STEPS),
         "w2_window3_overlap2": _ablation("w2a16", window=3, overlap=2, seconds=220),
         "w2_start_adaround": _ablation("w2a16", start="adaround"),
@@ -107,31 +117,40 @@ def ablation_table() -> Table:
         "w2_clean_only": _ablation("w2a16", same_term=False),
         "w2_steps_only": _ablation("w2a16", learn_rounding=False),
         "w2_rounding_only": _ablation("w2a16", learn_steps=False),
+        "w2_best": _ablation("w2a16", "best"),
+        "w2_best_window1": _ablation("w2a16", "best", **alone),
         "w3_gptq": _ablation("w3a16", "gptq", seconds=60),
-        "w3_best": _ablation("w3a16"),
+        "w3_lora": _ablation("w3a16"),
         "w3_full_adaround": _ablation("w3a16", rank=0),
+        "w3_best": _ablation("w3a16", "best"),
+        "w3_best_window1": _ablation("w3a16", "best", **alone),
         "w4a8_gptq": _ablation("w4a8", "gptq", seconds=60),
-        "w4a8_best": _ablation("w4a8"),
+        "w4a8_best": _ablation("w4a8", "best"),
         "w4a4_gptq": _ablation("w4a4", "gptq", seconds=60),
-        "w4a4_best": _ablation("w4a4"),
+        "w4a4_lora": _ablation("w4a4"),
         "w4a4_cfp_activations": _ablation("w4a4", scale_channels=True),
         "w4a4_cfp_weights": _ablation("w4a4", truncate=True),
+        "w4a4_best": _ablation("w4a4", "best"),
+        "w4a4_best_window1": _ablation("w4a4", "best", **alone),
     }
-    return Table(
-        recipes,
-        claims=[
-            _below("W2: CBQ is below GPTQ", "w2_best", "w2_gptq"),
-            _below("W3: CBQ is below GPTQ", "w3_best", "w3_gptq"),
-            _below("W4A8: CBQ is below GPTQ", "w4a8_best", "w4a8_gptq"),
-            _below("W4A4: CBQ is below GPTQ", "w4a4_best", "w4a4_gptq"),
-            _below("overlap helps", "w2_best", "w2_window2_overlap0"),
-            _below("two blocks a window are better than one", "w2_best", "w2_window1"),
-            _below("the error a token beats the mean over all", "w2_best", "w2_l2_mean"),
-            _below("hard rounding from a GPTQ start beats late rounding", "w2_best", "w2_late"),
-            _below("rounding and steps together beat steps alone", "w2_best", "w2_steps_only"),
-            _below("CFP's activation scales help at W4A4", "w4a4_cfp_activations", "w4a4_best"),
-        ],
-    )
+    claims = [
+        _below(f"{name}: CBQ is below GPTQ", f"{bits}_best", f"{bits}_gptq")
+        for bits, name in (("w2", "W2"), ("w3", "W3"), ("w4a8", "W4A8"), ("w4a4", "W4A4"))
+    ]
+    claims += [
+        _below(f"{name}: two blocks a window beat one", f"{bits}_best", f"{bits}_best_window1")
+        for bits, name in (("w2", "W2"), ("w3", "W3"), ("w4a4", "W4A4"))
+    ]
+    claims += [
+        _below("LoRA, W2: overlap helps", "w2_lora", "w2_window2_overlap0"),
+        _below("LoRA, W2: two blocks a window beat one", "w2_lora", "w2_window1"),
+        _below("LoRA, W2: the error a token beats the mean over all", "w2_lora", "w2_l2_mean"),
+        _below("LoRA, W2: hard rounding beats late rounding", "w2_lora", "w2_late"),
+        _below("LoRA, W2: rounding and steps beat steps alone", "w2_lora", "w2_steps_only"),
+        _below("LoRA, W3: the low rank is below the full matrix", "w3_lora", "w3_full_adaround"),
+        _below("LoRA, W4A4: CFP's activation scales help", "w4a4_cfp_activations", "w4a4_lora"),
+    ]
+    return Table(recipes, claims=claims)
 
 
 # --- a Llama that was trained in float ------------------------------------------------------------
@@ -143,7 +162,7 @@ def scratch_table() -> Table:
     """RTN, GPTQ and CBQ on a small Llama trained here, three seeds."""
 
     def row(bits: str, method: str | None = None) -> Recipe:
-        options = {"steps": SCRATCH_STEPS, "lr_rounding": LR} if method == "best" else {}
+        options = {"steps": SCRATCH_STEPS} if method == "best" else {}
         return _small(150, method, bits, table=SCRATCH, **options)
 
     recipes = {"float": row("")}

@@ -31,8 +31,8 @@ from papers_shared.language_models import (
 from papers_shared.tables import budget as budgets
 
 _PLAIN = (
-    "steps", "batch", "window", "overlap", "search", "start", "rounding", "rank", "lr_rounding",
-    "lr_steps", "lr_activations", "l2", "kl", "commitment", "held_out", "precision",
+    "steps", "batch", "window", "overlap", "search", "start", "rounding", "rank", "optimizer",
+    "lr_rounding", "lr_steps", "lr_activations", "l2", "kl", "commitment", "held_out", "precision",
 )  # fmt: skip
 _LEARNED = ("rounding", "steps", "activations")
 
@@ -53,8 +53,9 @@ def make_settings(config: QuantizeConfig) -> Settings:
         changes["scale_channels"] = config.cfp in ("activations", "both")
     if config.cfp_form is not None:
         changes["cfp"] = config.cfp_form
-    changes["clean_term"] = config.terms in ("both", "clean")
-    changes["same_term"] = config.terms in ("both", "same")
+    if config.terms is not None:
+        changes["clean_term"] = config.terms in ("both", "clean")
+        changes["same_term"] = config.terms in ("both", "same")
     if config.train:
         if unknown := set(config.train) - set(_LEARNED):
             raise ValueError(f"--train {sorted(unknown)[0]}: expected some of {_LEARNED}")

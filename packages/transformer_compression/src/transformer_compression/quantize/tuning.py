@@ -141,8 +141,10 @@ class SignedRounding(WeightQuantizer):
         self.shrink_high = nn.Parameter(torch.ones_like(self.high))
 
     def ends(self) -> tuple[Tensor, Tensor]:
-        low = self.shrink_low.clamp(0, 1) * self.low.clamp(max=0)
-        return low, self.shrink_high.clamp(0, 1) * self.high.clamp(min=0)
+        with torch.no_grad():  # in place: torch's clamp has no gradient at its own ends
+            self.shrink_low.clamp_(0, 1)
+            self.shrink_high.clamp_(0, 1)
+        return self.shrink_low * self.low.clamp(max=0), self.shrink_high * self.high.clamp(min=0)
 
     def offset(self) -> Tensor:
         return self.value
