@@ -354,7 +354,6 @@ def cbq_peers(data: dict[str, Any]) -> Iterator[str]:
         "awq": "AWQ",
         "lwc": "learned clipping (OmniQuant)",
         "autoround": "AutoRound",
-        "lora": "CBQ, preset lora",
         "cbq": "CBQ, preset best",
     }
     table_of_cbq = RESULTS.parents[1] / "packages/cbq/results/small_full.json"

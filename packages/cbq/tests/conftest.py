@@ -26,7 +26,7 @@ def run(**changes: Any) -> Quantized:
     others = {n: changes.pop(n) for n in of_quantize if n in changes}
     model = changes.pop("model", None) or tiny_llama()
     name = changes.pop("preset", "best")
-    base = FAST if name == "best" else {"bits": 4, "precision": "float32"}
+    base = FAST if name in ("best", "lora") else {"bits": 4, "precision": "float32"}
     settings = preset(name, **{**base, **changes})
     return quantize(model, tokens(), settings, **others)
 

@@ -8,10 +8,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from cbq.layers import CBQLinear, HardLinear
 from cbq.output import load_quantized, save_quantized
-from cbq.reconstruct import Window
+from cbq.reconstruct import SignDescent, Window
 from cbq.rotation import hadamard, rotate
 from cbq.settings import preset
 from cbq.state import WorkFolder
@@ -165,7 +166,7 @@ def test_nan_in_a_window_is_tried_again_and_then_given_up(quantize_tiny, monkeyp
     never = quantize_tiny()
     assert not any(r["kept"] for r in never.reports)
     assert "start codes kept" in never.reports[0]["notes"][-1]
-    start = quantize_tiny(preset="gptq")
+    start = quantize_tiny(preset="rtn")
     for name, weight in start.weights.items():
         assert torch.equal(weight.codes, never.weights[name].codes)
 
@@ -179,22 +180,34 @@ def test_held_out_segments_that_get_worse_bring_the_start_back(quantize_tiny, mo
     assert "worse" in reports[1]["notes"][0]
 
 
-def test_training_brings_the_loss_down(quantize_tiny) -> None:
-    report = quantize_tiny(bits=2, steps=24, lr_rounding=3e-2).reports[0]
+@pytest.mark.parametrize("changes", [{}, {"preset": "lora", "lr_rounding": 3e-2}])
+def test_training_brings_the_loss_down(changes, quantize_tiny) -> None:
+    report = quantize_tiny(bits=2, steps=24, **changes).reports[0]
     assert report["loss_end"] < 0.9 * report["loss_start"]
     assert report["flipped"] > 0
     assert report["notes"] == []
 
 
 @pytest.mark.parametrize("trained", ["rounding", "steps"])
-def test_only_what_is_to_be_learned_moves(trained, quantize_tiny) -> None:
-    switches = {f"learn_{name}": name == trained for name in ("rounding", "steps")}
-    start = quantize_tiny(preset="gptq")
-    made = quantize_tiny(**switches, window=1, overlap=0, lr_rounding=5e-2)
+@pytest.mark.parametrize(("name", "start"), [("best", "rtn"), ("lora", "gptq")])
+def test_only_what_is_to_be_learned_moves(name, start, trained, quantize_tiny) -> None:
+    switches = {f"learn_{what}": what == trained for what in ("rounding", "steps")}
+    rate = {"lr_rounding": 5e-2} if name == "lora" else {}
+    begun = quantize_tiny(preset=start)
+    made = quantize_tiny(preset=name, **switches, window=1, overlap=0, **rate)
     name = "model.layers.0.mlp.up_proj"
-    same_scale = torch.equal(made.weights[name].grid.scale, start.weights[name].grid.scale)
-    same_codes = torch.equal(made.weights[name].codes, start.weights[name].codes)
+    same_scale = torch.equal(made.weights[name].grid.scale, begun.weights[name].grid.scale)
+    same_codes = torch.equal(made.weights[name].codes, begun.weights[name].codes)
     assert (same_scale, same_codes) == (trained == "rounding", trained == "steps")
+
+
+def test_sign_descent_moves_each_value_by_the_rate_over_the_steps() -> None:
+    layer = nn.Linear(2, 1)
+    before = layer.weight.detach().clone()
+    optimizer = SignDescent([{"params": [layer.weight], "lr": 0.25}])
+    layer(torch.tensor([[3.0, -1e-3]])).sum().backward()
+    optimizer.step()
+    assert torch.equal(layer.weight.detach(), before - torch.tensor([[0.25, -0.25]]))
 
 
 def test_a_budget_cuts_the_steps_and_says_what_of(quantize_tiny) -> None:

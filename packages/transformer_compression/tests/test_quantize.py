@@ -120,6 +120,14 @@ def test_learned_ranges_begin_with_the_searched_grid(kind: Any, symmetric: bool)
     assert torch.equal(found.grid.scale, expected.grid.scale)
 
 
+def test_autoround_moves_both_ends_of_a_range() -> None:
+    draw = torch.Generator().manual_seed(0)
+    quantizer = SignedRounding(torch.randn(8, 64, generator=draw), GridRule(2, search="none"))
+    ends = [quantizer.shrink_low, quantizer.shrink_high]
+    gradients = torch.autograd.grad((quantizer() - quantizer.weight).square().sum(), ends)
+    assert all((gradient > 0).all() for gradient in gradients)  # 2 bits want less than the range
+
+
 def test_smoothing_alone_changes_nothing_and_flattens_outliers(model: Any, batches: list) -> None:
     from transformer_compression.core import Data
 
