@@ -201,6 +201,12 @@ def test_only_what_is_to_be_learned_moves(name, start, trained, quantize_tiny) -
     assert (same_scale, same_codes) == (trained == "rounding", trained == "steps")
 
 
+def test_best_takes_blocks_alone_at_2_bits_unless_told_otherwise() -> None:
+    found = preset("best", bits=2), preset("best", bits=3), preset("best", bits=2, window=2)
+    assert [(s.window, s.overlap) for s in found] == [(1, 0), (2, 1), (2, 1)]
+    assert preset("lora", bits=2).window == 2
+
+
 def test_sign_descent_moves_each_value_by_the_rate_over_the_steps() -> None:
     layer = nn.Linear(2, 1)
     before = layer.weight.detach().clone()
