@@ -385,14 +385,6 @@ def summed_up(runs: list[dict[str, float]]) -> tuple[float, float | None, float]
     return mean(found), deviation, mean(run["cpu_minutes"] for run in runs)
 
 
-def cbq_memory(data: dict[str, Any]) -> Iterator[str]:
-    """Peak memory a way of holding the model."""
-    rows = [[way, f"{peak:.0f}"] for way, peak in data["peak_mb"].items()]
-    yield f"A Llama of {data['parameters_millions']:.0f} M parameters, {data['layers']} blocks."
-    yield ""
-    yield from table(["weights in memory", "peak, MB"], rows)
-
-
 def compression_peers(data: dict[str, Any]) -> Iterator[str]:
     """Both sides of each method."""
     rows = [
@@ -426,7 +418,6 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "packed_linear": packed_linear,
     "compression_peers": compression_peers,
     "cbq_peers": cbq_peers,
-    "cbq_memory": cbq_memory,
     "genimage_loading": genimage_loading,
 }
 

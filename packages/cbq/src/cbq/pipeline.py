@@ -9,8 +9,10 @@ result.model.generate(...)
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -330,6 +332,7 @@ class _Run:
                 self.weights[f"{self.names[index]}.{name}"] = quantized
                 layer: Any = self.blocks[index].get_submodule(name)
                 layer.weight = nn.Parameter(layer.weight.to("meta"), requires_grad=False)
+        _return_freed_pages()
 
     # ---- going on after an interruption
 
@@ -365,6 +368,12 @@ class _Run:
             grids[name] = Grid(ones, ones, s.bits, group, s.symmetric)
         plain = replace(s, start="adaround", truncate=False)
         return start_block(block, InputStatistics(), {}, plain, seed=0, grids=grids)
+
+
+def _return_freed_pages() -> None:
+    """Ask the C library for what it keeps of freed memory, where it can be asked (glibc)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _layer_state(student: nn.Module) -> dict[str, Tensor]:
