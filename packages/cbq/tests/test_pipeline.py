@@ -189,12 +189,12 @@ def test_training_brings_the_loss_down(changes, quantize_tiny) -> None:
 
 
 @pytest.mark.parametrize("trained", ["rounding", "steps"])
-@pytest.mark.parametrize(("name", "start"), [("best", "rtn"), ("lora", "gptq")])
-def test_only_what_is_to_be_learned_moves(name, start, trained, quantize_tiny) -> None:
+@pytest.mark.parametrize(("kind", "start"), [("best", "rtn"), ("lora", "gptq")])
+def test_only_what_is_to_be_learned_moves(kind, start, trained, quantize_tiny) -> None:
     switches = {f"learn_{what}": what == trained for what in ("rounding", "steps")}
-    rate = {"lr_rounding": 5e-2} if name == "lora" else {}
+    rate = {"lr_rounding": 5e-2} if kind == "lora" else {}
     begun = quantize_tiny(preset=start)
-    made = quantize_tiny(preset=name, **switches, window=1, overlap=0, **rate)
+    made = quantize_tiny(preset=kind, **switches, window=1, overlap=0, **rate)
     name = "model.layers.0.mlp.up_proj"
     same_scale = torch.equal(made.weights[name].grid.scale, begun.weights[name].grid.scale)
     same_codes = torch.equal(made.weights[name].codes, begun.weights[name].codes)

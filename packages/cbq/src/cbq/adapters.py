@@ -58,7 +58,7 @@ def scalable_pairs(block: nn.Module) -> list[tuple[nn.Module, list[nn.Linear], s
     if layout is None:
         raise ValueError(
             f"{type(block).__name__}: CFP's activation scales know the blocks of Llama, Mistral, "
-            f"Qwen2 and OPT; quantize this model without --scale-channels"
+            f"Qwen2 and OPT; quantize this model with --cfp none or weights"
         )
     found = []
     for pair in LAYOUTS[layout]:

@@ -105,8 +105,7 @@ def quantize(
     """
     if offload and work is None:
         raise ValueError("offload leaves finished blocks in the work folder: name one")
-    run = _Run(model, segments, settings, torch.device(device), work, grids, progress)
-    run.offload = offload
+    run = _Run(model, segments, settings, torch.device(device), work, offload, grids, progress)
     return run.all(budget)
 
 
@@ -120,11 +119,12 @@ class _Run:
         settings: Settings,
         device: torch.device,
         work: Path | None,
+        offload: bool,
         grids: dict[str, Grid] | None,
         progress: Progress,
     ) -> None:
         self.model, self.settings, self.device, self.progress = model, settings, device, progress
-        self.offload = False
+        self.offload = offload
         self.blocks = check_model(model)
         self.names = block_names(model)
         self.grids = {} if grids is None else grids
