@@ -208,7 +208,7 @@ class Window:
             what = f"NaN or Inf after {len(losses)} steps in {precision}"
             if attempt == RETRIES:
                 report.kept = False
-                report.notes.append(f"{what}: start codes kept")
+                report.notes.append(f"{what}: codes from before it kept")
                 break
             if precision != "float32":
                 precision = "float32"
@@ -248,7 +248,7 @@ class Window:
         if not report.held_out_end <= report.held_out_start:
             restore(self.layers, start)
             report.kept = False
-            report.notes.append("held-out segments got worse: start codes kept")
+            report.notes.append("held-out segments got worse: codes from before it kept")
 
     def _steps(self, factor: float, precision: str) -> list[float]:
         """Losses of all steps; ends after the first that is not finite."""
