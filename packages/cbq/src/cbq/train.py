@@ -146,9 +146,7 @@ def main(config: QuantizeConfig) -> int:
     settings = result.settings
     print(f"{config.output}: {len(result.weights)} layers, {settings.bits} bits")
     if fallen:
-        print(
-            f"{fallen} of {len(result.reports)} windows kept the codes from before them (see cbq.json)"
-        )
+        print(f"{fallen} of {len(result.reports)} windows kept earlier codes (see cbq.json)")
     kinds = runtimes(config.format, settings.bits, settings.act_bits, symmetric=settings.symmetric)
     print(f"read by: {kinds}")
     return 0
