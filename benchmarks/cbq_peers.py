@@ -1,12 +1,14 @@
 """CBQ beside AWQ, OmniQuant's learned clipping and AutoRound's rounding, SmolLM2-135M.
 
-``python benchmarks/cbq_peers.py --bits w4a16 w2a16 w4a4 [--methods awq lwc autoround]`` writes
-results/bench/cbq_peers.json; about 20 minutes of one core a width, so that nothing is run without
-``--bits``, and what the file holds already is kept. The peers are those of
-packages/transformer_compression. Model, calibration tokens (16 windows of 512 of WikiText-2 valid,
-seed 0), evaluation (the first 20 windows of 512 of test), bfloat16 autocast, the search of start
-scales and what is quantized at A4 are those of CBQ's table ``small_full``; benchmarks/tables.py
-shows its recorded rows beside. AWQ searches the same way on the weights that it has scaled.
+``python benchmarks/cbq_peers.py --bits w4a16 w2a16 w4a4 [--methods awq lwc autoround] [--seed 1]``
+writes results/bench/cbq_peers.json; about 20 minutes of one core a width, so that nothing is run
+without ``--bits``, and what the file holds already is kept. The peers are those of
+packages/transformer_compression. Model, calibration tokens (16 windows of 512 of WikiText-2
+valid), evaluation (the first 20 windows of 512 of test), bfloat16 autocast, the search of start
+scales and what is quantized at A4 are those of CBQ's table ``small_full``; at W3A16 and W4A8 they
+are those of ``small_ablation`` (the first six blocks, 8 windows for either). benchmarks/tables.py
+shows the recorded rows of these beside. AWQ searches the same way on the weights that it has
+scaled.
 """
 
 from __future__ import annotations
@@ -20,28 +22,28 @@ from typing import Any
 
 import torch
 
-# CBQ trains every block in two windows of 24 steps.
-METHODS: dict[str, dict[str, Any]] = {
-    "awq": {"clip": False},
-    "lwc": {"steps": 48},
-    "autoround": {"steps": 48},
-}
+METHODS = ("awq", "lwc", "autoround")
+ABLATED = ("w3a16", "w4a8")
 
 
 def measure(bits: str, methods: list[str], seed: int) -> Iterator[tuple[str, dict[str, float]]]:
     """Method, perplexity and CPU minutes, one after the other."""
-    from cbq.recipes import SMALL
+    from cbq.recipes import SMALL, first_blocks
+    from cbq.reproduce import ABLATION, ABLATION_STEPS, STEPS
     from cbq.settings import parse_bits
     from papers_shared.language_models import calibration_windows, tokenize, wikitext2
     from papers_shared.metrics.perplexity import perplexity
     from transformer_compression import Data, compress
     from transformer_compression.models import load_model
 
-    dense = load_model(SMALL["model"])
+    small = ABLATION if bits in ABLATED else SMALL
+    # CBQ trains every block in two windows.
+    steps = 2 * (ABLATION_STEPS if bits in ABLATED else STEPS)
+    dense = load_model(small["model"])
     windows = calibration_windows(
         tokenize(dense.tokenizer, wikitext2("valid")),
-        count=SMALL["segments"],
-        length=SMALL["length"],
+        count=small["segments"],
+        length=small["length"],
         seed=seed,
     )
     test = tokenize(dense.tokenizer, wikitext2("test"))
@@ -55,13 +57,15 @@ def measure(bits: str, methods: list[str], seed: int) -> Iterator[tuple[str, dic
         "attention": bool(activations),
     }
     for method in methods:
-        chosen = options | METHODS[method] | ({} if method == "awq" else {"seed": seed})
+        own: dict[str, Any] = {"clip": False} if method == "awq" else {"steps": steps, "seed": seed}
         start = time.process_time()
         with torch.autocast("cpu", torch.bfloat16):
             data = Data(windows, tokenizer=dense.tokenizer)
-            model, _ = compress(copy.deepcopy(dense.model), method, data, **chosen)
+            model = copy.deepcopy(dense.model)
+            with first_blocks(model, small["blocks"]):
+                model, _ = compress(model, method, data, **options, **own)
             minutes = (time.process_time() - start) / 60
-            found = perplexity(model.eval(), test, window=SMALL["length"], windows=SMALL["windows"])
+            found = perplexity(model.eval(), test, window=small["length"], windows=small["windows"])
         yield method, {"perplexity": found.value, "cpu_minutes": minutes}
 
 

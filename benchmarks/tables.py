@@ -356,13 +356,21 @@ def cbq_peers(data: dict[str, Any]) -> Iterator[str]:
         "autoround": "AutoRound",
         "cbq": "CBQ, preset best",
     }
-    table_of_cbq = RESULTS.parents[1] / "packages/cbq/results/small_full.json"
-    recorded = json.loads(table_of_cbq.read_text(encoding="utf-8"))["rows"]
+    recorded: dict[str, Any] = {}
+    for part in ("small_full", "small_ablation"):
+        path = RESULTS.parents[1] / f"packages/cbq/results/{part}.json"
+        recorded |= json.loads(path.read_text(encoding="utf-8"))["rows"]
+    # As small_ablation names its rows; the first six blocks.
+    ablation = {"w3a16": "w3_{}", "w4a8": "w4a8_{}"}
     rows = []
     for name, label in names.items():
         cells = []
         for bits, held in data["rows"].items():
-            if row := recorded.get(f"{name}_{bits}"):
+            if bits in ablation:
+                key = ablation[bits].format("best" if name == "cbq" else name)
+            else:
+                key = f"{name}_{bits}"
+            if row := recorded.get(key):
                 found = row["computed"]["cells"]
                 values = found["ppl"]["value"], found["ppl"]["std"], found["cpu_minutes"]["value"]
             elif held.get(name):
@@ -374,7 +382,10 @@ def cbq_peers(data: dict[str, Any]) -> Iterator[str]:
             cells.append(f"{perplexity:.2f}" + (f" ({deviation:.2f})" if deviation else ""))
             cells.append(f"{minutes:.1f}")
         rows.append([label, *cells])
-    head = [part for w in data["rows"] for part in (f"{w.upper()}, perplexity", "CPU minutes")]
+    head = []
+    for bits in data["rows"]:
+        which = f"{bits.upper()}, six blocks" if bits in ablation else bits.upper()
+        head += [f"{which}: perplexity", "CPU minutes"]
     yield from table(["method", *head], rows)
 
 
