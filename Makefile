@@ -47,7 +47,7 @@ bench: $(STAMP) ## speed beside what a user would pick instead, into results/ben
 lint: $(STAMP) ## ruff, mypy, and how much of the code is shared
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy $(wildcard shared/src packages/*/src)
+	$(RUN) -m mypy $(wildcard shared/src packages/*/src) benchmarks
 	@git ls-files '*.py' | xargs wc -l | awk '$$2 == "total" {next} {all += $$1} $$2 ~ "^shared/src" {shared += $$1} END {printf "shared/src holds %d of %d lines of Python (%d %%)\n", shared, all, 100 * shared / all}'
 
 clean: ## remove the environment and the results

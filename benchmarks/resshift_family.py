@@ -40,7 +40,7 @@ from papers_shared.diffusion import vq
 from papers_shared.diffusion.reproduce import autoencoder_counts, denoiser_inputs
 from papers_shared.diffusion.scheduler import ResShiftScheduler
 from papers_shared.diffusion.swin import SwinStage, WindowAttention, Windows, shift_mask
-from papers_shared.diffusion.swin_unet import SwinUNetConfig, UNetConfig, UNetModelSwin
+from papers_shared.diffusion.swin_unet import SwinUNetConfig, UNetModelSwin
 from papers_shared.tables.benchmark import save_benchmark, timed
 from tad_sr.family import SCHEDULERS
 from tad_sr.pipeline import TADSRPipeline, UNetModelSwinModel
@@ -59,7 +59,10 @@ TINY: Mapping[str, Any] = {
 TOLERANCE = 1e-4  # between the forms, relative to the largest output
 
 
-def networks(quick: bool) -> dict[str, UNetConfig]:
+Config = dit_sr.Config | SwinUNetConfig
+
+
+def networks(quick: bool) -> dict[str, Config]:
     """Name to configuration; the first is the one whose forms are compared."""
     if quick:
         return {
@@ -75,7 +78,7 @@ def networks(quick: bool) -> dict[str, UNetConfig]:
     }
 
 
-def build(config: UNetConfig) -> nn.Module:
+def build(config: Config) -> nn.Module:
     """Random weights, eval mode; gains of AdaFM near 1, so that every branch of a block counts."""
     torch.manual_seed(0)
     if isinstance(config, SwinUNetConfig):
@@ -87,7 +90,7 @@ def build(config: UNetConfig) -> nn.Module:
     return vq.freeze(network)
 
 
-def inputs_of(config: UNetConfig) -> list[Tensor]:
+def inputs_of(config: Config) -> list[Tensor]:
     """Latent, step and low-quality picture of the nominal size."""
     generator = torch.Generator().manual_seed(1)
     latent, _, lq = (torch.randn(x.shape, generator=generator) for x in denoiser_inputs(config))
@@ -136,18 +139,17 @@ def chains(config: SwinUNetConfig, autoencoder: dict[str, Any], *, rounds: int) 
 # ---- one step of each network
 
 
-def steps(configs: Mapping[str, UNetConfig], *, rounds: int) -> dict[str, Any]:
+def steps(configs: Mapping[str, Config], *, rounds: int) -> dict[str, Any]:
     """Parameters, multiply-accumulates, time and peak memory of one step."""
-    functions = {
-        name: partial(build(config), *inputs_of(config)) for name, config in configs.items()
-    }
+    built = {name: build(config) for name, config in configs.items()}
+    functions = {name: partial(built[name], *inputs_of(configs[name])) for name in configs}
     measured = timed(functions, baseline="ResShift", rounds=rounds)
     rows = {}
     print(f"\n{'network':12} {'params, M':>9} {'GMACs':>7} {'ms':>8} {'faster':>7} {'peak, MB':>9}")
     for name, function in functions.items():
-        counts = count_macs(function.func, inputs_of(configs[name]), rule="flop_counter")
+        counts = count_macs(built[name], inputs_of(configs[name]), rule="flop_counter")
         rows[name] = {
-            "parameters": count_parameters(function.func),
+            "parameters": count_parameters(built[name]),
             "gmacs": counts.total / 2e9,
             "peak_bytes": peak_memory(function).bytes,
         }
@@ -189,12 +191,13 @@ def in_form(network: nn.Module, form: Form) -> nn.Module:
     if not form.channels_last:  # the network itself asks for it before its first convolution
         made.input_blocks[0].register_forward_pre_hook(lambda _, x: (x[0].contiguous(), *x[1:]))
     for module in made.modules():
+        replaced: Any = module
         if isinstance(module, dit_sr.DiTBlock):
             module.backend = "matrix" if form.adafm_matrix else "reference"
         if isinstance(module, WindowAttention) and not form.fused_attention:
-            module.forward = partial(plain_attention, module)
+            replaced.forward = partial(plain_attention, module)
         if isinstance(module, SwinStage) and not form.windowed_tokens:
-            module.forward = partial(plain_stage, module)
+            replaced.forward = partial(plain_stage, module)
         elif isinstance(module, SwinStage) and not form.channels_last:
             module.register_forward_hook(lambda _, __, y: y.contiguous())
     return made
@@ -256,7 +259,7 @@ def plain_block(block: Any, x: Tensor, emb: Tensor, windows: Windows) -> Tensor:
     return x + convolved(block.mlp.fc2, F.gelu(convolved(block.mlp.fc1, y)))
 
 
-def forms(config: UNetConfig, *, rounds: int) -> dict[str, Any]:
+def forms(config: Config, *, rounds: int) -> dict[str, Any]:
     """Milliseconds of each form, how often faster than the plain one, and two profiles."""
     network, inputs = build(config), inputs_of(config)
     made = {name: in_form(network, form) for name, form in FORMS.items()}
