@@ -377,6 +377,12 @@ def test_a_loop_without_accumulate_or_prepare_is_told_so(tmp_path):
         list(bare.steps(bare.loader(range(4), batch_size=2), 2))
 
 
+@pytest.mark.parametrize("interval", ["log_every", "save_every"])
+def test_an_interval_of_no_steps_is_refused(tmp_path, interval):
+    with pytest.raises(ValueError, match=f"{interval} is at least 1 step, not 0"):
+        Run(tmp_path, seed=0, **{interval: 0})
+
+
 def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write .*choose another output folder"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from papers_shared.training import Run
+from papers_shared.training.objects import Objects
 
 TOTAL_STEPS = 40
 
@@ -86,17 +89,32 @@ def train(
         if stop_at == run.step and run.is_main:
             os.kill(os.getpid(), stop_signal)
         time.sleep(pause)
-    run.finish()
+    assert run.finish().is_file(), "every process may read the weights"
     weights = run.accelerator.unwrap_model(model).state_dict()
     assert run.ema is not None
     averaged = {f"ema.{name}": value for name, value in run.ema.model.state_dict().items()}
     return {**weights, **averaged}
 
 
+@contextlib.contextmanager
+def slow_writes() -> Iterator[None]:
+    """The finished weights are written late, as those of a large network are."""
+    write = Objects.write_weights
+
+    def late(*args: Any, **options: Any) -> None:
+        time.sleep(0.5)
+        write(*args, **options)
+
+    Objects.write_weights = late  # type: ignore[method-assign]
+    yield
+    Objects.write_weights = write  # type: ignore[method-assign]
+
+
 def two_processes(output: Path) -> None:
     """What test_training_processes.py compares; runs under torchrun."""
     train(output / "smooth", dropout=0.0)
-    train(output / "whole")
+    with slow_writes():
+        train(output / "whole")
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     try:
         train(output / "stopped", stop_at=14)

@@ -178,7 +178,6 @@ def train_network(config: ClassTrainConfig, family: ClassFamily, *, network: Any
         run.log(**{name: value.mean() for name, value in losses.items()})
     averaged = run.finish().with_name("model_ema.safetensors")
     last = losses["loss"].mean().item() if losses else float("nan")
-    run.accelerator.wait_for_everyone()
     return Trained(averaged, load_network(family, averaged)[0], last)
 
 

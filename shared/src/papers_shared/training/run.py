@@ -62,7 +62,8 @@ class Run:
         accelerator: accelerate's, for autocast, gather, clip_grad_norm_, unwrap_model.
 
     Raises:
-        ValueError: the folder's checkpoint was made with another configuration.
+        ValueError: the folder's checkpoint was made with another configuration, or an interval is
+            below 1.
         FileExistsError: ``resume=False`` and there are checkpoints.
         OSError: the folder is not writable.
     """
@@ -84,6 +85,9 @@ class Run:
         tensorboard: bool = False,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
+        for name, steps in (("log_every", log_every), ("save_every", save_every)):
+            if steps < 1:
+                raise ValueError(f"{name} is at least 1 step, not {steps}")
         self.output = Path(output)
         self._seed, self._accumulation = seed, gradient_accumulation
         self._ema_decay, self._tensorboard = ema_decay, tensorboard
@@ -321,9 +325,12 @@ class Run:
         self._save_asked, self._candidate = True, best
 
     def finish(self) -> Path:
-        """Write ``model.safetensors`` and ``model_ema.safetensors``; returns the former's path."""
-        self.accelerator.wait_for_everyone()
+        """Write ``model.safetensors`` and ``model_ema.safetensors``; returns the former's path.
+
+        Every process may read them then.
+        """
         self._write_weights()
+        self.accelerator.wait_for_everyone()
         if self._log is not None:
             self._log.close()
             self._log = None
