@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from papers_shared.images import (
+    from_pil,
     list_images,
     read_image,
     rgb_to_y,
@@ -69,6 +70,25 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
     with Image.open(tmp_path / "a.png") as opened:
         upright = torch.from_numpy(np.array(ImageOps.exif_transpose(opened))).permute(2, 0, 1)
     assert torch.equal(to_uint8(read_image(tmp_path / "a.png")), upright)
+
+
+@pytest.mark.parametrize("kind", ["grey16", "rgba", "palette", "turned"])
+def test_an_open_picture_is_read_as_its_file_is(tmp_path, kind):
+    path = tmp_path / "a.png"
+    if kind == "grey16":
+        write_image(picture(1, levels=65536), path, bits=16)
+    elif kind == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (4, 3), "red").save(path, exif=exif)
+    else:
+        write_image(picture(4), path)
+        if kind == "palette":
+            Image.open(path).convert("RGB").quantize(8).save(path)
+    with Image.open(path) as opened:
+        found = from_pil(opened)
+    assert torch.equal(found, read_image(path))
+    assert found.shape == ((3, 4, 3) if kind == "turned" else (3, 5, 7))
 
 
 def test_palettes_animations_and_cmyk_are_read(tmp_path):

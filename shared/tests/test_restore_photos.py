@@ -338,6 +338,15 @@ def test_devices():
             pick_device("cuda")
 
 
+def test_of_several_processes_on_a_machine_each_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for rank, index in (("0", 0), ("3", 3), ("5", 1)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", index)
+    assert pick_device("cuda:2") == torch.device("cuda", 2)
+
+
 # --------------------------------------------------------------------------- large photos
 
 LARGE = """

@@ -278,6 +278,8 @@ def test_eval_of_photos_without_references_takes_metrics_of_single_pictures(
     monkeypatch.setitem(sys.modules, "basicsr.metrics.niqe", None)
     error = error_of(capsys, *argv, "niqe")
     assert "papers-shared[basicsr]" in error or "Python 3.11 or 3.12" in error
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    assert "pyiqa" in error_of(capsys, *argv, "clipiqa")
     assert "unknown metric 'nique'" in error_of(capsys, *argv, "nique")
     assert not enlarged  # all of that is told before the work, not after it
 

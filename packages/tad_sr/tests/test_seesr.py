@@ -272,6 +272,7 @@ def test_sizes_follow_the_authors_rule() -> None:
     assert seesr.working_size(200, 131) == (800, 520)
     assert seesr.working_size(64, 64) == (512, 512)
     assert seesr.working_size(100, 50) == (1024, 512)
+    assert all(min(seesr.working_size(side, 2 * side)) == 512 for side in range(1, 129))
 
 
 def test_prompts_end_with_the_fixed_words() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 
 def pick_device(name: str, *, precision: str = "float32") -> torch.device:
-    """``auto`` is a GPU where there is one.
+    """``auto`` is a GPU where there is one; of several processes on a machine each takes its own.
 
     Args:
         name: ``auto``, or what ``torch.device`` takes.
@@ -21,4 +23,8 @@ def pick_device(name: str, *, precision: str = "float32") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu" and precision == "float16":
         raise ValueError("float16 is for GPUs; on a CPU use --precision bfloat16 or float32")
+    if name == "cuda":
+        return torch.device(
+            name, int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        )
     return torch.device(name)

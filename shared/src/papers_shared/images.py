@@ -61,10 +61,21 @@ def read_image(
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; expected an image to read")
     array, orientation = _decode(path, keep_truncated=truncated == "warn")
-    full = 255 if array.dtype == np.uint8 else 65535
-    image = torch.from_numpy(array.astype(np.float32) / full)
-    image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
-    return _convert(_upright(image, orientation), mode).contiguous()
+    return _to_tensor(array, orientation, mode)
+
+
+def from_pil(picture: Image.Image, what: str = "the picture") -> Tensor:
+    """An open Pillow picture -> float32 (3, H, W) in [0, 1], as ``read_image`` gives its file.
+
+    Args:
+        picture: grey, palette, alpha, CMYK, 16-bit grey; turned as its EXIF orientation says.
+        what: begins an error.
+
+    Raises:
+        ValueError: its pixels are 32-bit numbers.
+    """
+    array = _pixels(picture, what)
+    return _to_tensor(array, int(picture.getexif().get(0x0112, 1)), "rgb")
 
 
 def write_image(image: Tensor, path: Path | str, *, bits: int = 8, quality: int = 95) -> None:
@@ -150,7 +161,15 @@ def _decode_truncated_jpeg(data: bytes) -> Image.Image | None:
     return picture
 
 
-def _pixels(picture: Image.Image, path: Path) -> np.ndarray:
+def _to_tensor(array: np.ndarray, orientation: int, mode: Mode) -> Tensor:
+    """Integers as stored -> floats (C, H, W) in [0, 1], upright."""
+    full = 255 if array.dtype == np.uint8 else 65535
+    image = torch.from_numpy(array.astype(np.float32) / full)
+    image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
+    return _convert(_upright(image, orientation), mode).contiguous()
+
+
+def _pixels(picture: Image.Image, path: Path | str) -> np.ndarray:
     if picture.mode.startswith("I;16"):
         return np.asarray(picture).astype(np.uint16)
     if picture.mode in ("I", "F"):

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from papers_shared.images import to_uint8
+from papers_shared.images import from_pil, to_uint8
 from papers_shared.inference.colour import ColourMethod, match_colour
 from tad_sr.losses import adversarial_loss, discriminator_loss, score_loss
 
@@ -351,8 +351,9 @@ def working_size(width: int, height: int, *, scale: int = 4, least: int = 128) -
     A picture whose shorter side is below ``least`` is enlarged to it first; then ``scale``, then
     down to multiples of 8.
     """
-    factor = max(1.0, least / min(width, height))
-    return int(width * factor) * scale // 8 * 8, int(height * factor) * scale // 8 * 8
+    short = min(width, height)
+    wanted = max(short, least)
+    return width * wanted // short * scale // 8 * 8, height * wanted // short * scale // 8 * 8
 
 
 @torch.no_grad()
@@ -381,7 +382,7 @@ def enhance(
         colour: how the photo's colours are restored.
         scale: of the output; its size is exactly ``scale`` times the photo's.
     """
-    photo = photo.convert("RGB")
+    photo = Image.fromarray(to_uint8(from_pil(photo)).permute(1, 2, 0).numpy())
     size = working_size(*photo.size, scale=scale)
     weight = next(model.parameters())
     large = np.asarray(photo.resize(size, Image.Resampling.BICUBIC)).copy()

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from papers_shared.data.cifar10 import load_cifar10
+from papers_shared.devices import pick_device
 from papers_shared.diffusion.adm import Chain, q_sample
 from papers_shared.diffusion.class_family import ClassFamily, load_network
 from papers_shared.diffusion.class_options import ClassEvalConfig
-from papers_shared.diffusion.class_sample import pick_device
 from papers_shared.diffusion.examples import Examples, load_examples, smaller
 from papers_shared.images import list_images, read_image, to_uint8
 from papers_shared.metrics.adm import (

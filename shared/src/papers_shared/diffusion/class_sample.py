@@ -10,22 +10,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from papers_shared import devices
+from papers_shared.devices import pick_device
 from papers_shared.diffusion.class_family import ClassFamily
 from papers_shared.diffusion.class_options import ClassSampleConfig
 from papers_shared.training.seeds import seed_from
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is a GPU when there is one; of several processes each takes its own.
-
-    Raises:
-        ValueError: cuda was asked for and is not there.
-    """
-    device = devices.pick_device(name)
-    if device.type == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return device
 
 
 def share_of_work() -> tuple[int, int]:

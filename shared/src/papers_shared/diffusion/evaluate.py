@@ -7,13 +7,13 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from papers_shared import assets
-from papers_shared._basicsr import basicsr_module
 from papers_shared.checkpoints import atomic_path
 from papers_shared.data.photos import Pair, PairFolder
 from papers_shared.diffusion.commands import EvalConfig
@@ -28,6 +28,7 @@ from papers_shared.metrics.folder import (
     Scorer,
     evaluate_folder,
 )
+from papers_shared.metrics.frechet import Inception
 from papers_shared.metrics.restoration import PSNR
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def measure(
     has_references = any((folder / name).is_dir() for name in ("gt", "hq"))
     pairs: PairFolder | Photos
     pairs = PairFolder(folder) if has_references else Photos(folder)
-    _check_metrics(config.metrics, folder, has_references=has_references)
+    device = pipeline.device
+    _check_metrics(config.metrics, folder, has_references=has_references, device=device)
     names = pairs.names[: config.first]
     with _result_folder(config.output, names, data=folder) as results:
         enlarge_pairs(
@@ -107,10 +109,11 @@ def measure(
             num_inference_steps=config.steps,
             tile=config.tile,
         )
+        score = partial(evaluate_folder, metrics=config.metrics, device=device, progress=progress)
         if not has_references:
-            return evaluate_folder(results, metrics=config.metrics, progress=progress)
+            return score(results)
         with _references(folder, names, all_names=pairs.names) as references:
-            return evaluate_folder(results, references, metrics=config.metrics, progress=progress)
+            return score(results, references)
 
 
 class Photos:
@@ -133,17 +136,21 @@ class Photos:
         return Pair(self.names[index], photo, photo)
 
 
-def _check_metrics(metrics: Sequence[str], folder: Path, *, has_references: bool) -> None:
-    """Refuse what cannot be computed before hours of enlarging, not after."""
+def _check_metrics(
+    metrics: Sequence[str], folder: Path, *, has_references: bool, device: torch.device
+) -> None:
+    """Refuse what cannot be computed before hours of enlarging, not after: score noise."""
     for name in metrics:
         if not has_references and name in WITH_REFERENCE + OF_SETS:
             raise ValueError(
                 f"{name} compares with references, and {folder} has neither gt/ nor hq/; give "
                 f"--metrics of single pictures: {' '.join(WITHOUT_REFERENCE)}"
             )
-    if "niqe" in metrics:
-        basicsr_module("metrics.niqe")
-    Scorer([name for name in metrics if name not in OF_SETS])
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randint(256, (3, 256, 256), dtype=torch.uint8, generator=draw)
+    Scorer([name for name in metrics if name not in OF_SETS], device=device)(noise, noise)
+    if "fid" in metrics:
+        Inception(device=device)
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from papers_shared.checkpoints import save_state_dict
+from papers_shared.devices import pick_device
 from papers_shared.diffusion.class_options import LatentsConfig
 from papers_shared.diffusion.class_pipeline import load_autoencoder
-from papers_shared.diffusion.class_sample import pick_device, share_of_work
+from papers_shared.diffusion.class_sample import share_of_work
 from papers_shared.diffusion.examples import SHARDS, load_examples
 from papers_shared.training.seeds import seed_from
 

@@ -11,7 +11,6 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -28,7 +27,7 @@ from papers_shared.diffusion.latents import (
     latent_factor,
 )
 from papers_shared.diffusion.scheduler import ResShiftScheduler
-from papers_shared.images import to_uint8
+from papers_shared.images import from_pil, to_uint8
 from papers_shared.inference import Origin, count_tiles, run_tiled
 from papers_shared.training.seeds import seed_from
 
@@ -309,10 +308,7 @@ def _as_tensors(image: Any) -> list[Tensor]:
     if not pictures or not all(isinstance(picture, Image.Image) for picture in pictures):
         kinds = ", ".join(sorted({type(picture).__name__ for picture in pictures}))
         raise ValueError(f"{expected}, got a {type(image).__name__} of {kinds or 'nothing'}")
-    return [
-        torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
-        for picture in pictures
-    ]
+    return [from_pil(picture) for picture in pictures]
 
 
 def _as_pil(image: Tensor) -> Image.Image:

@@ -63,9 +63,12 @@ class Windows:
 
 
 def _cached(function: F_) -> F_:
-    """Cache tensors that a function makes, on the CPU, usable with and without gradients."""
+    """Cache tensors that a function makes, usable with and without gradients.
 
-    @functools.lru_cache(maxsize=64)
+    Few are kept: every size of a picture has its own, and a large map's mask takes 64 MB.
+    """
+
+    @functools.lru_cache(maxsize=16)
     @functools.wraps(function)
     def made(*args: Any) -> Any:
         with torch.inference_mode(False), torch.device("cpu"):
@@ -90,7 +93,9 @@ def _shifted(windows: Windows, shift: int, device: torch.device) -> tuple[Tensor
 
 
 @_cached
-def shift_mask(windows: Windows, shift: int, kind: Mask) -> Tensor:
+def shift_mask(
+    windows: Windows, shift: int, kind: Mask, device: torch.device | str = "cpu"
+) -> Tensor:
     """What is added to the scores of shifted windows, so that wrapped-around tokens part.
 
     Args:
@@ -99,6 +104,7 @@ def shift_mask(windows: Windows, shift: int, kind: Mask) -> Tensor:
         kind: ``swin``: tokens that are not neighbours in the map never see each other.
             ``released``: what ResShift's and DiT-SR's code computes, which the checkpoints need:
             only the last row of windows is masked, and there columns are parted, rows never.
+        device: where it is kept for the next call.
 
     Returns:
         (windows, tokens, tokens), 0 or -100.
@@ -111,13 +117,13 @@ def shift_mask(windows: Windows, shift: int, kind: Mask) -> Tensor:
         apart = right[:, None] != right[None, :]
         mask = torch.zeros(windows.count, size * size, size * size)
         mask[-(windows.width // size) :] = apart * MASKED
-        return mask
+        return mask.to(device)
     rows, columns = (
         (torch.arange(n) >= n - size).long() + (torch.arange(n) >= n - shift).long()
         for n in (windows.height, windows.width)
     )
     region = windows.split((3 * rows[:, None] + columns)[None, ..., None])[0, ..., 0]
-    return (region[:, :, None] != region[:, None, :]) * MASKED
+    return ((region[:, :, None] != region[:, None, :]) * MASKED).to(device)
 
 
 def relative_position_index(size: int) -> Tensor:
@@ -183,7 +189,7 @@ class WindowAttention(nn.Module):
 
         Args:
             tokens: (B, windows, N, C).
-            mask: (windows, N, N), added to the scores.
+            mask: (windows, N, N), or (1, N, N) for all windows, added to the scores.
 
         Returns:
             (B, windows, N, C).
@@ -195,7 +201,7 @@ class WindowAttention(nn.Module):
         bias = bias.permute(2, 0, 1)[None].to(tokens.dtype)
         if mask is not None:
             bias = bias + mask[:, None].to(bias)
-            bias = bias.repeat(b, 1, 1, 1) if b > 1 else bias
+            bias = bias.repeat(b, 1, 1, 1) if b > 1 and len(mask) > 1 else bias
         qkv = self.qkv(tokens).reshape(b * windows, n, 3, self.num_heads, c // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -271,12 +277,14 @@ class SwinBlock(nn.Module):
             return self.attn(y)
         there, back = _shifted(windows, self.shift, y.device)
         shifted = y.flatten(1, 2).index_select(1, there).view_as(y)
-        mask = shift_mask(windows, self.shift, self.mask).to(y.device)
-        if self.mask == "released":  # all but the last row of windows go without
+        if self.mask == "released":  # the last row of windows has one mask, the others go without
+            alone = Windows(windows.size, windows.size, windows.size)
+            mask = shift_mask(alone, self.shift, self.mask, y.device)
             free = windows.count - windows.width // windows.size
-            masked = self.attn(shifted[:, free:], mask[free:])
+            masked = self.attn(shifted[:, free:], mask)
             attended = torch.cat([self.attn(shifted[:, :free]), masked], dim=1) if free else masked
         else:
+            mask = shift_mask(windows, self.shift, self.mask, y.device)
             attended = self.attn(shifted, mask)
         return attended.flatten(1, 2).index_select(1, back).view_as(y)
 
