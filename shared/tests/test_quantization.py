@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from papers_shared.language_models import block_linears, block_names, find_blocks, tiny_llama
 from papers_shared.quantization import (
     FakeQuantLinear,
+    Grid,
     GridRule,
     Hessian,
     export_compressed_tensors,
@@ -19,6 +21,7 @@ from papers_shared.quantization import (
     fake_quantize_activation,
     gptq,
     grid_from_range,
+    grids,
     inverse_cholesky,
     load_gptq,
     lsq,
@@ -88,6 +91,24 @@ def test_search_never_loses_against_the_full_range(weight: torch.Tensor) -> None
         assert sums[1].sum() < sums[0].sum()
 
 
+def test_a_search_takes_few_rows_at_a_time_on_a_cpu_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+    find = grids.grid_from_range
+
+    def counted(*ends: torch.Tensor, **options: Any) -> Grid:
+        calls.append(ends[0].shape[0])
+        return find(*ends, **options)
+
+    monkeypatch.setattr(grids, "grid_from_range", counted)
+    search_grid(torch.empty(4096, 8192, device="meta"), bits=4, group=128, candidates=2)
+    assert len(calls) <= 2
+    calls.clear()
+    search_grid(torch.ones(16, 8192), bits=4, candidates=2)
+    assert calls == [8, 8]
+
+
 def test_gptq_beats_rounding_to_nearest(weight: torch.Tensor, inputs: torch.Tensor) -> None:
     hessian = hessian_of(inputs)
     for rule in (GridRule(3), GridRule(2, group=16), GridRule(3, search="none", symmetric=True)):
@@ -137,6 +158,9 @@ def test_gptq_refuses_what_it_cannot_store(weight: torch.Tensor) -> None:
         gptq(weight, torch.eye(64), GridRule(4, group=32, search="none"), block=48)
     with pytest.raises(ValueError, match="do not divide"):
         minmax_grid(weight, bits=4, group=48)
+    for search in ("none", "weighted"):
+        with pytest.raises(ValueError, match="64 inputs do not divide into groups of 128"):
+            gptq(weight, torch.eye(64), GridRule(4, group=128, search=search))
     with pytest.raises(ValueError, match="mean squares"):
         GridRule(4, search="weighted")(weight)
     with pytest.raises(ValueError, match="no symmetric grid"):

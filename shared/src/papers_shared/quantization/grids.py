@@ -18,7 +18,9 @@ from torch import Tensor
 Rule = Literal["portable", "gptq", "omniquant", "awq", "brecq", "smoothquant"]
 Search = Literal["none", "mse", "weighted", "gptq"]
 _SMALLEST_NORMAL_HALF = 2.0**-14
-_CACHED = 1 << 16  # numbers that a search works on at a time
+# Numbers that a search works on at a time: what a CPU's cache holds, what fills a GPU.
+_AT_A_TIME = {"cpu": 1 << 16}
+_AT_A_TIME_ELSEWHERE = 1 << 24
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -165,7 +167,16 @@ def grid_from_range(
     return Grid(scale, zero.clamp(0, top), bits, group, symmetric)
 
 
-def _grouped(weight: Tensor, group: int) -> tuple[Tensor, int]:
+def in_groups(weight: Tensor, group: int) -> tuple[Tensor, int]:
+    """A matrix as (rows, groups, inputs of a group), and how many inputs that are.
+
+    Args:
+        weight: (rows, inputs).
+        group: inputs a group; -1: the whole row.
+
+    Raises:
+        ValueError: no matrix, or the inputs do not divide into groups.
+    """
     if weight.ndim != 2:
         raise ValueError(f"a matrix is quantized, not a tensor of shape {tuple(weight.shape)}")
     inputs = weight.shape[1]
@@ -193,7 +204,7 @@ def minmax_grid(
     Raises:
         ValueError: no matrix, or the inputs do not divide into groups.
     """
-    grouped, group = _grouped(weight, group)
+    grouped, group = in_groups(weight, group)
     ends = grouped.amin(-1), grouped.amax(-1)
     return grid_from_range(*ends, bits=bits, group=group, symmetric=symmetric, rule=rule)
 
@@ -226,12 +237,12 @@ def search_grid(
     """
     if candidates < 1:
         raise ValueError(f"candidates={candidates}: expected 1 or more")
-    grouped, group = _grouped(weight, group)
+    grouped, group = in_groups(weight, group)
     weights = None if importance is None else importance.to(weight).reshape(1, -1, group)
     shrink = (1 - torch.arange(candidates, dtype=torch.float64) / divisor).to(weight)
-    # A few rows at a time: what the candidates work on stays in the processor's cache.
     scales, zeros = [], []
-    for part in grouped.detach().split(max(1, _CACHED // weight.shape[1])):
+    numbers = _AT_A_TIME.get(weight.device.type, _AT_A_TIME_ELSEWHERE)
+    for part in grouped.detach().split(max(1, numbers // weight.shape[1])):
         ends = (end[..., None] * shrink for end in (part.amin(-1), part.amax(-1)))
         grid = grid_from_range(*ends, bits=bits, group=group, symmetric=symmetric, rule=rule)
         errors = torch.empty_like(grid.scale)

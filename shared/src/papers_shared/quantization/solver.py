@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from papers_shared.quantization.grids import Grid, GridRule, QuantizedWeight
+from papers_shared.quantization.grids import Grid, GridRule, QuantizedWeight, in_groups
 
 
 class Hessian:
@@ -124,10 +124,11 @@ def gptq(
 
     Raises:
         ValueError: ``act_order`` with groups that are not static (the grid could not be stored
-            without an index), or groups that straddle column blocks.
+            without an index), groups that straddle column blocks, or inputs that do not divide
+            into groups.
     """
+    _, group = in_groups(weight, rule.group)
     rows, inputs = weight.shape
-    group = inputs if rule.group == -1 else rule.group
     grouped = group != inputs
     if act_order and grouped and not static_groups:
         raise ValueError("act_order with groups needs static_groups=True")
