@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -127,6 +128,17 @@ def test_an_output_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="choose another output folder"):
         save_state_dict({"w": torch.ones(1)}, tmp_path / "file" / "model.safetensors")
+
+
+def test_a_disk_that_takes_no_more_is_an_oserror(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*model\.safetensors: .*too large"):
+            save_state_dict({"w": torch.ones(1000)}, tmp_path / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_convert_keeps_the_metadata_and_halves_floats_if_asked(tmp_path: Path) -> None:

@@ -279,13 +279,17 @@ def save_state_dict(
     """Write a state dict as safetensors, atomically.
 
     Raises:
-        OSError: the folder is not writable.
+        OSError: the folder is not writable, or the disk is full.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from None
 
 
 def main(argv: list[str] | None = None) -> int:

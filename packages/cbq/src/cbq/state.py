@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cbq.settings import Settings
-from papers_shared.checkpoints import atomic_path
+from papers_shared.checkpoints import atomic_path, save_state_dict
 from papers_shared.quantization import Grid, QuantizedWeight
 
 Finished = dict[str, tuple[QuantizedWeight, Tensor]]  # layer in the block -> codes, act_factor
@@ -74,21 +74,15 @@ class WorkFolder:
                 entries[f"{name}.scale"] = weight.grid.scale
                 entries[f"{name}.zero"] = weight.grid.zero
                 entries[f"{name}.act_factor"] = factor
-            self._save(f"block_{index}.safetensors", entries)
+            save_state_dict(entries, self.folder / f"block_{index}.safetensors")
         for index, state in open_blocks.items():
-            self._save(f"open_{self.done}_{index}.safetensors", state)
+            save_state_dict(state, self.folder / f"open_{self.done}_{index}.safetensors")
         self.log(report)
         self.done += 1
         self._write()
         for path in self.folder.glob("open_*.safetensors"):
             if int(path.stem.split("_")[1]) < self.done - 1:
                 path.unlink()
-
-    def _save(self, name: str, entries: Mapping[str, Tensor]) -> None:
-        from safetensors.torch import save_file
-
-        with atomic_path(self.folder / name) as path:
-            save_file({n: t.detach().cpu().contiguous() for n, t in entries.items()}, path)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append a line to ``log.jsonl``."""
