@@ -89,6 +89,8 @@ def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary() -> None:
     assert (result.windows, result.window) == (2, 20)
     with pytest.raises(ValueError, match="3 windows of 20"):
         perplexity(model, torch.arange(60), window=20, windows=4)
+    with pytest.raises(ValueError, match="window=0"):
+        perplexity(model, torch.arange(60), window=0)
 
 
 def test_perplexity_is_the_shifted_cross_entropy() -> None:
@@ -110,6 +112,8 @@ def test_draws_are_the_seeds() -> None:
     assert (one.diff(dim=1) == 1).all()
     with pytest.raises(ValueError, match="20 tokens"):
         calibration_windows(tokens[:20], count=1, length=32, seed=0)
+    with pytest.raises(ValueError, match="0 windows"):
+        calibration_windows(tokens, count=0, length=32, seed=0)
 
 
 def test_questions_come_from_one_article_and_are_answered(stories: tuple) -> None:

@@ -47,11 +47,13 @@ def calibration_windows(
         batches (batch, length).
 
     Raises:
-        ValueError: the text is shorter than a window.
+        ValueError: no windows, or a text that is shorter than one.
 
     Source: transformer_compression sheet 7.1 (first windows of a text are one or two articles,
     and Wanda 2:4 then loses a third).
     """
+    if count < 1 or length < 1:
+        raise ValueError(f"{count} windows of {length} tokens: expected 1 or more of either")
     if len(tokens) < length + 2:
         raise ValueError(f"the text has {len(tokens)} tokens; a window takes {length}")
     draw = random.Random(seed)

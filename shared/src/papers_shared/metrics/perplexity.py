@@ -46,13 +46,15 @@ def perplexity(
         progress: called as ``progress(done, total, what)``.
 
     Raises:
-        ValueError: the text has not so many windows.
+        ValueError: a window of less than two tokens, or a text without so many windows.
 
     Source: the protocol of GPTQ's and OmniQuant's code (CBQ sheet 5).
     """
+    if window < 2:
+        raise ValueError(f"window={window}: expected 2 tokens or more")
     available = len(tokens) // window
     count = available if windows is None else windows
-    if window < 2 or count < 1 or count > available:
+    if count < 1 or count > available:
         raise ValueError(
             f"{len(tokens)} tokens give {available} windows of {window}; {windows} were asked for"
         )
