@@ -15,6 +15,7 @@ from papers_shared.restoration.data import (
     Crops,
     Photos,
     add_rain,
+    continued,
     crop_batch,
     crop_pair,
     floats,
@@ -61,6 +62,21 @@ def test_a_pair_of_crops_shows_the_same_place(scale):
         assert difference.float().mean() < 0.01
 
 
+def test_pictures_smaller_than_the_crop_are_continued_by_reflection():
+    row = torch.arange(1, 4)[None, None]
+    assert continued(row, 8)[0, 0].tolist() == [1, 2, 3, 3, 2, 1, 1, 2]
+    assert continued(row, 8).shape == (1, 8, 8)
+    low = torch.arange(15, dtype=torch.uint8).reshape(1, 3, 5)  # less than half of the crop
+    high = low.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    for seed in range(4):
+        a, b = crop_pair(low, high, patch=16, scale=2, generator=generator(seed))
+        assert torch.equal(a.repeat_interleave(2, -1).repeat_interleave(2, -2), b)
+        assert b.shape == (1, 16, 16)
+    # Only the side that is short is continued.
+    tall = crop_pair(None, photo(60, 24), patch=48, scale=1, generator=generator(1))[1]
+    assert torch.equal(tall[..., :24], tall[..., 24:].flip(-1))
+
+
 def test_crops_lie_anywhere_and_follow_their_generator():
     high = torch.arange(10 * 12).reshape(1, 10, 12).to(torch.uint8)
     corners = [
@@ -89,8 +105,6 @@ def test_the_eight_views_differ_and_agree_in_input_and_target():
 def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match="20x20 pixels does not belong to a target of 60x72"):
         crop_pair(photo(20, 20), photo(), patch=8, scale=2, generator=generator())
-    with pytest.raises(ValueError, match="60x72 picture has no 64x64 crop"):
-        crop_pair(None, photo(), patch=64, scale=1, generator=generator())
     with pytest.raises(ValueError, match="no photos to train on"):
         Photos(None, [])
 
@@ -252,11 +266,12 @@ def test_photos_of_an_lmdb_are_those_of_its_files(tmp_path):
             transaction.put(str(i).encode(), (tmp_path / f"{i}.png").read_bytes())
     environment.close()
     (folder / "meta_info.txt").write_text("0.png (60,72,3) 1\n1.png (42,48,3) 1\n")
-    photos = photos_of([str(folder)], Task("denoise", level=25), smallest=40)
+    photos = photos_of([str(folder)], Task("denoise", level=25))
     assert len(photos) == 2
     assert all(map(torch.equal, photos, images))
-    with pytest.raises(ValueError, match=r"1 of 2 photos of .* smaller than the crops of 48"):
-        photos_of([str(folder)], Task("denoise", level=25), smallest=48)
+    (folder / "meta_info.txt").write_text("0.png (60,72,3) 1\n1.png (3,48,3) 1\n")
+    with pytest.raises(ValueError, match=r"1 of 2 photos of .* cannot be reduced 4 times"):
+        photos_of([str(folder)], Task("sr", scale=4))
     with pytest.raises(FileNotFoundError, match=r"meta_info\.txt"):
         Lmdb(tmp_path, Task("denoise", level=25))
 

@@ -47,7 +47,9 @@ class TrainConfig:
     low_cache: Path | None = option(
         None, "where sr keeps reduced photos, by checksum (default: low/ in the run's folder)"
     )
-    patch: int = option(128, "side of the target's crops")
+    patch: int = option(
+        128, "side of the target's crops; smaller pictures are continued by reflection"
+    )
     repeat: int = option(80, "crops of each photo an epoch")
     augment: bool = option(True, "flip and transpose crops: 8 views")
 

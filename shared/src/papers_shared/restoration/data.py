@@ -66,6 +66,8 @@ def crop_pair(
 ) -> Sample:
     """The same random square of both, as views.
 
+    Pictures smaller than it are first continued by reflection (``continued``).
+
     Args:
         low: (C, H / scale, W / scale), or None.
         high: (C, H, W).
@@ -74,7 +76,9 @@ def crop_pair(
         generator: for the place.
 
     Raises:
-        ValueError: the pictures do not fit each other, or are smaller than the square.
+        ValueError: the pictures do not fit each other.
+
+    Source: Restormer's ``padding`` and ``paired_random_crop``.
     """
     height, width = (side // scale for side in high.shape[-2:])
     if low is not None and tuple(low.shape[-2:]) != (height, width):
@@ -84,10 +88,9 @@ def crop_pair(
         )
     side = patch // scale
     if min(height, width) < side:
-        raise ValueError(
-            f"a {high.shape[-2]}x{high.shape[-1]} picture has no {patch}x{patch} crop; make crops "
-            "smaller, or leave it out"
-        )
+        high = continued(high[..., : height * scale, : width * scale], patch)
+        low = None if low is None else continued(low, side)
+        height, width = max(height, side), max(width, side)
     top = int(torch.randint(height - side + 1, (), generator=generator))
     left = int(torch.randint(width - side + 1, (), generator=generator))
 
@@ -96,6 +99,20 @@ def crop_pair(
         return image[..., rows, left * factor : (left + side) * factor]
 
     return None if low is None else cut(low, 1), cut(high, scale)
+
+
+def continued(image: Tensor, least: int) -> Tensor:
+    """(..., H, W), continued to the right and downwards until no side is below ``least``.
+
+    By reflection, to and fro if need be. Edge pixels are repeated, so that an input and its larger
+    target still belong together.
+    """
+    for axis in (-2, -1):
+        side = image.shape[axis]
+        if side < least:
+            place = torch.arange(least) % (2 * side)
+            image = image.index_select(axis, torch.minimum(place, 2 * side - 1 - place))
+    return image
 
 
 def view(image: Tensor, number: int) -> Tensor:
@@ -274,7 +291,7 @@ def training_data(
         low, high = pairs_of(config.pairs, task)
         names = ", ".join(path.name for path in config.pairs)
         return Photos(low, high, repeat=config.repeat), cut, f"pairs of {names}"
-    photos = photos_of(config.photos, task, smallest=patch)
+    photos = photos_of(config.photos, task)
     # Without the places of folders: the line ends up in files that are passed on.
     names = ", ".join(Path(name).name if Path(name).exists() else name for name in config.photos)
     if task.kind != "sr":

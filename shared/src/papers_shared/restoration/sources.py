@@ -133,17 +133,16 @@ class Chain(Sequence[Tensor]):
         return self.parts[part][inside]
 
 
-def photos_of(sources: Sequence[str], task: Task, *, smallest: int) -> Pictures:
+def photos_of(sources: Sequence[str], task: Task) -> Pictures:
     """The photos of all sources; those of folders and data sets in memory.
 
     Args:
         sources: see ``load_photos``; or a folder ``NAME.lmdb``.
         task: says how many channels.
-        smallest: side that every photo must have.
 
     Raises:
         FileNotFoundError: a source is not here.
-        ValueError: there is none, or a photo is smaller.
+        ValueError: there is none, or a photo has no pixel left when it is reduced.
     """
     parts: list[Pictures] = []
     for source in sources:
@@ -155,11 +154,10 @@ def photos_of(sources: Sequence[str], task: Task, *, smallest: int) -> Pictures:
             photos = [picture_of(photo, task) for photo in load_photos(source)]
             sizes = [(photo.shape[1], photo.shape[2]) for photo in photos]
             parts.append(photos)
-        if small := [size for size in sizes if min(size) < smallest]:
+        if small := [size for size in sizes if min(size) < task.scale]:
             raise ValueError(
-                f"{len(small)} of {len(sizes)} photos of {source} are smaller than the crops of "
-                f"{smallest} pixels, the first {small[0][0]}x{small[0][1]}; make crops smaller, or "
-                "leave them out"
+                f"{len(small)} of {len(sizes)} photos of {source} cannot be reduced {task.scale} "
+                f"times, the first {small[0][0]}x{small[0][1]}; leave them out"
             )
     if not sources:
         raise ValueError("no photos; name folders or data sets with --photos")

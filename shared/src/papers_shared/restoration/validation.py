@@ -67,7 +67,7 @@ def validation_pairs(config: TrainConfig) -> list[Pair]:
         inputs, targets = pairs_of([Path(config.validation)], task)
         count = len(targets) if first is None else min(first, len(targets))
         return [(inputs[i].float() / 255, targets[i]) for i in range(count)]
-    photos = photos_of([config.validation], task, smallest=task.scale)
+    photos = photos_of([config.validation], task)
     level = sum(config.level_range) / 2 if config.level_range else None
     count = len(photos) if first is None else min(first, len(photos))
     return [degrade(photos[i], task, level=level, seed=i) for i in range(count)]
