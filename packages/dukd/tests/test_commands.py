@@ -14,6 +14,7 @@ from dukd.cli import COMMANDS, main
 from dukd.config import TrainConfig
 from dukd.family import FAMILY, load_restorer
 from dukd.model import VARIANTS
+from dukd.teachers import CachedTeacher
 from dukd.train import train
 from papers_shared.checkpoints import load_state_dict, save_state_dict
 from papers_shared.cli import load_config
@@ -31,9 +32,9 @@ import torch
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv = torch.nn.Conv2d(3, 12, 3, padding=1)
+        self.head = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3, padding=1))
     def forward(self, x):
-        return torch.nn.functional.pixel_shuffle(self.conv(x), 2)
+        return torch.nn.functional.pixel_shuffle(self.head(x), 2)
 """
 
 
@@ -88,10 +89,31 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not(settings: dict, tmp_pa
             assert torch.equal(value, load_state_dict(resumed.path)[name]), name
 
 
-def test_a_pool_changes_nothing_but_the_patches(settings: dict, tmp_path: Path) -> None:
+def test_a_pool_changes_nothing_but_the_patches(
+    settings: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     trained = train(config_of(settings, pool=4, steps=6, output=tmp_path / "pool"))
     assert trained.parts.keys() >= {"pixel", "kd", "zoom_in", "zoom_out_pixel", "zoom_out_kd"}
     assert all(value == value for value in trained.parts.values())
+    assert "up to 0.0 of 0.0 GiB are kept in memory by each process\n" in capsys.readouterr().out
+
+
+def test_little_memory_keeps_less_and_changes_nothing(
+    settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pooled = {**settings, "pool": 4, "steps": 6}
+    wanted = load_state_dict(train(config_of(pooled, output=tmp_path / "all")).path)
+    answer = 2 * 3 * 16 * 16  # bytes
+    monkeypatch.setattr("dukd.train.available_memory", lambda: 2 * 3 * answer)
+    kept: list[CachedTeacher] = []
+    monkeypatch.setattr(
+        "dukd.train.CachedTeacher", lambda *a, **k: kept.append(CachedTeacher(*a, **k)) or kept[-1]
+    )
+    trained = train(config_of(pooled, output=tmp_path / "few"))
+    assert (kept[0].capacity, len(kept[0]._answers)) == (3, 3)
+    assert "the rest is computed each time" in capsys.readouterr().out
+    for name, value in load_state_dict(trained.path).items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["scratch", "fakd", "consistency", "zoom_out_true"])
@@ -152,7 +174,7 @@ def test_what_does_not_fit_is_refused(
         ({"method": "csd"}, "csd and --vgg"),
         ({"pool": 1}, "gives no batch"),
         ({"method": "logits", "cells": 2}, "logits does not take"),
-        ({"patch": 64}, "smaller than the crops of 128"),
+        ({"step_mode": "released", "mixed_precision": "fp16"}, "choose bf16"),
         ({"scale": 4, "student": "EDSR(num_feat=4, num_block=1)"}, "does not fit"),
         ({"student": "mini_x2", "scale": 3}, "enlarges 2 times"),
         ({"patch": 9}, "multiple of 2"),
@@ -178,6 +200,7 @@ def test_a_configuration_names_networks_and_options_that_exist(path: Path) -> No
     config = load_config(TrainConfig, path)
     assert VARIANTS[config.student].upscale == config.scale
     assert config.teacher in VARIANTS or config.teacher in ("", "rlfn_x2")
+    assert config.output == Path("runs") / path.stem  # where the README looks for the result
 
 
 # ---- photos

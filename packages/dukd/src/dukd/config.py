@@ -154,6 +154,11 @@ class TrainConfig:
             raise ValueError("--init and --init-from both say where to start; give one")
         if self.pool and self.pool < self.batch_size:
             raise ValueError(f"a pool of {self.pool} patches gives no batch of {self.batch_size}")
+        if self.step_mode == "released" and self.mixed_precision == "fp16":
+            raise ValueError(
+                "the released step mode keeps a gradient over two optimizer steps, and fp16 scales "
+                "gradients anew for each; choose bf16 or no mixed precision, or --step-mode joint"
+            )
         self.shared()
 
     def shared(self) -> Shared:

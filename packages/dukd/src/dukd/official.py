@@ -33,9 +33,10 @@ def convert(checkpoint: Mapping[str, Any], *, key: str | None = None) -> dict[st
         ValueError: there is no state dict in it.
     """
     state = unwrap(checkpoint, key=key)
-    if "head.0.weight" not in state:
+    body = {int(m[1]) for name in state if (m := re.match(r"body\.(\d+)\.", name))}
+    if "head.0.weight" not in state or not body:
         return state
-    last = max(int(m[1]) for name in state if (m := re.match(r"body\.(\d+)\.", name)))
+    last = max(body)
     blocks = len({m[1] for name in state if (m := re.match(r"body\.0\.body\.(\d+)\.", name))})
     rcan = any(".conv_du." in name for name in state)
     out = {}

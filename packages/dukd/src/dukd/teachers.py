@@ -73,6 +73,26 @@ class CachedTeacher(nn.Module):
         return torch.stack([answer.float() for answer in answers])
 
 
+def answers_that_fit(pool: int, *, scale: int, patch: int, memory: int) -> tuple[int, int]:
+    """How many answers a ``CachedTeacher`` can keep, and how many its patches have in all.
+
+    Of every patch there are itself, its scale^2 cells and its reduction.
+
+    Args:
+        pool: patches.
+        scale: of the enlargement.
+        patch: side of the low-resolution patches.
+        memory: bytes for the answers, of which none is counted as smaller than a patch's.
+    """
+    wanted = pool * (2 + scale**2)
+    return min(wanted, memory // answer_bytes(scale=scale, patch=patch)), wanted
+
+
+def answer_bytes(*, scale: int, patch: int) -> int:
+    """Of a kept answer to one patch: RGB in float16."""
+    return 3 * (scale * patch) ** 2 * torch.float16.itemsize
+
+
 def load_teacher(
     name: str, *, weights: str = "", key: str | None = None, scale: int = 0
 ) -> nn.Module:

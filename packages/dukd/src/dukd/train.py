@@ -30,7 +30,13 @@ from dukd.family import FAMILY, load_restorer
 from dukd.methods import METHODS
 from dukd.model import Config, build
 from dukd.official import init_from
-from dukd.teachers import CachedTeacher, check_pair, load_teacher
+from dukd.teachers import (
+    CachedTeacher,
+    answer_bytes,
+    answers_that_fit,
+    check_pair,
+    load_teacher,
+)
 from papers_shared.checkpoints import (
     atomic_path,
     load_file,
@@ -38,6 +44,7 @@ from papers_shared.checkpoints import (
     load_strict,
     save_state_dict,
 )
+from papers_shared.inference import available_memory
 from papers_shared.restoration.data import Crops, Photos, floats, training_data
 from papers_shared.restoration.family import Restorer, network_metadata
 from papers_shared.restoration.task import Task
@@ -166,7 +173,7 @@ def train(config: TrainConfig) -> Trained:
         student = WidthSlice(teacher, student)  # type: ignore[arg-type]
     elif config.pool and teacher is not None and config.method not in FEATURE_METHODS:
         # The teacher's maps are not kept, only its answers: to patches, their cells and reductions.
-        teacher = CachedTeacher(teacher, capacity=config.pool * (2 + config.scale**2))
+        teacher = CachedTeacher(teacher, capacity=_capacity(config, run))
     optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, betas=(0.9, 0.99))
     schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(shared, step))
     if config.pool:
@@ -229,6 +236,22 @@ def _teacher(config: TrainConfig) -> nn.Module | None:
         key=config.teacher_key or None,
         scale=config.scale,
     )
+
+
+def _capacity(config: TrainConfig, run: Run) -> int:
+    """Answers to keep: as many as half of the free memory holds, shared by the processes."""
+    memory = available_memory() // 2 // run.accelerator.num_processes
+    kept, wanted = answers_that_fit(
+        config.pool, scale=config.scale, patch=config.patch, memory=memory
+    )
+    if run.is_main:
+        each = answer_bytes(scale=config.scale, patch=config.patch) / 2**30
+        less = "; the rest is computed each time" if kept < wanted else ""
+        print(
+            f"the teacher's answers: up to {kept * each:.1f} of {wanted * each:.1f} GiB are kept "
+            f"in memory by each process{less}"
+        )
+    return kept
 
 
 def _student_state(network: nn.Module) -> dict[str, Tensor]:

@@ -71,7 +71,8 @@ def _task_of_unlabelled(
 ) -> Task | None:
     """Scale and channels by the tensors' shapes; None: ``load_restorer`` says what is missing."""
     state = {k.replace("_orig_mod.", ""): v for k, v in load_state_dict(path).items()}
-    config = family.recognise(state)
+    # A class of the user's own may resemble a known network.
+    config = None if ":" in variant else family.recognise(state)
     if config is None and variant:
         config = family.variant(variant)
     return None if config is None else task_of(family, config, kind=kind, level=level)
