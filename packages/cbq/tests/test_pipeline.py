@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from cbq import state
 from cbq.layers import CBQLinear, HardLinear
 from cbq.output import load_quantized, save_quantized
 from cbq.reconstruct import SignDescent, Window
 from cbq.rotation import hadamard, rotate
 from cbq.settings import preset
-from cbq.state import WorkFolder
-from papers_shared.language_models import find_blocks, tiny_llama
+from cbq.start import observe
+from papers_shared.language_models import capture_inputs, find_blocks, tiny_llama
 from papers_shared.quantization import GridRule
 
 
@@ -128,18 +129,20 @@ def test_a_model_in_16_bits_comes_to_the_codes_of_float32(
 def test_a_write_that_fails_leaves_the_last_window_standing(
     quantize_tiny, quantized, tmp_path, monkeypatch
 ) -> None:
-    save, calls = WorkFolder._save, []
+    save, calls = state.save_state_dict, []
 
-    def full(self, name, entries):
-        calls.append(name)
+    def full(entries, path):
+        calls.append(path)
         if len(calls) == 3:
             raise OSError(28, "No space left on device")
-        save(self, name, entries)
+        save(entries, path)
 
-    monkeypatch.setattr(WorkFolder, "_save", full)
+    monkeypatch.setattr(state, "save_state_dict", full)
     with pytest.raises(OSError, match="No space left"):
         quantize_tiny(work=tmp_path)
-    monkeypatch.setattr(WorkFolder, "_save", save)
+    monkeypatch.setattr(state, "save_state_dict", save)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"window": 1, "lo')  # all that the disk held of the next line
     resumed = quantize_tiny(work=tmp_path)
     name = "model.layers.2.mlp.up_proj"
     assert torch.equal(resumed.weights[name].codes, quantized.weights[name].codes)
@@ -169,6 +172,39 @@ def test_nan_in_a_window_is_tried_again_and_then_given_up(quantize_tiny, monkeyp
     start = quantize_tiny(preset="rtn")
     for name, weight in start.weights.items():
         assert torch.equal(weight.codes, never.weights[name].codes)
+
+
+def test_float16_moves_codes_by_gradients_that_it_cannot_hold(quantize_tiny, monkeypatch) -> None:
+    loss = Window._loss
+    monkeypatch.setattr(Window, "_loss", lambda *arguments: 1e-7 * loss(*arguments))
+    report = quantize_tiny(bits=2, precision="float16").reports[0]
+    assert report["kept"]
+    assert report["flipped"] > 0
+    assert report["notes"] == []
+
+
+def test_a_float_stream_that_overflows_float16_is_computed_in_float32(quantize_tiny) -> None:
+    model = tiny_llama()
+    for block in model.model.layers:
+        block.mlp.up_proj.weight.data *= 3e3
+        block.mlp.down_proj.weight.data *= 3e3
+    result = quantize_tiny(model=model, precision="float16")
+    assert "overflows in float16: its targets in float32" in result.reports[0]["notes"][0]
+    assert all(math.isfinite(report["loss_end"]) for report in result.reports if report["kept"])
+    assert any(report["kept"] for report in result.reports)
+
+
+def test_layers_of_the_same_inputs_share_a_hessian(segments) -> None:
+    model = tiny_llama()
+    stream = capture_inputs(model, [s[None] for s in segments])
+    block = model.model.layers[0]
+    seen, _ = observe(
+        block, stream.hidden, stream.arguments[0], hessians=True, device=torch.device("cpu")
+    )
+    hessians = {name.rpartition(".")[2]: hessian for name, hessian in seen.hessians.items()}
+    assert hessians["q_proj"] is hessians["k_proj"] is hessians["v_proj"]
+    assert hessians["gate_proj"] is hessians["up_proj"] is not hessians["q_proj"]
+    assert len({id(hessian) for hessian in hessians.values()}) == 4
 
 
 def test_held_out_segments_that_get_worse_bring_the_start_back(quantize_tiny, monkeypatch) -> None:
@@ -220,6 +256,7 @@ def test_a_budget_cuts_the_steps_and_says_what_of(quantize_tiny) -> None:
     reports = quantize_tiny(steps=50, budget=0.0).reports
     assert {r["steps"] for r in reports} == {4}
     assert "4 of 50 steps a window" in reports[0]["notes"][0]
+    assert quantize_tiny(steps=2, budget=1e9).reports[0]["steps"] == 2
 
 
 # ---- rotation and attention

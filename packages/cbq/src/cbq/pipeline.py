@@ -154,6 +154,7 @@ class _Run:
         self.students: dict[int, nn.Module] = {}
         self.weights: dict[str, QuantizedWeight] = {}
         self.factors: dict[str, float] = {}
+        self.notes: list[str] = []  # of the window at hand
         self.steps: int | None = None  # of a window, where a budget set them
         self.plan = windows(len(self.blocks), size=settings.window, overlap=settings.overlap)
 
@@ -198,13 +199,18 @@ class _Run:
                 self._begin(block, window.start)
         report = WindowReport(window.start, window.stop - 1, settings.steps)
         report.top_token = _top_token(self.clean)
+        report.notes += self.notes
+        self.notes = []
         if settings.steps:
-            same = self._forward([self.blocks[i] for i in window], self.noisy)
+            clean = self.clean if settings.clean_term else None
+            same = None
+            if settings.same_term:
+                same = self._forward([self.blocks[i] for i in window], self.noisy)
             train, judge = (
                 WindowData(
                     self._rows(self.noisy, piece),
-                    self._rows(self.clean, piece) if settings.clean_term else None,
-                    self._rows(same, piece) if settings.same_term else None,
+                    None if clean is None else self._rows(clean, piece),
+                    None if same is None else self._rows(same, piece),
                     self.arguments,
                 )
                 for piece in (slice(self.held_out, None), slice(0, self.held_out))
@@ -244,7 +250,7 @@ class _Run:
         count, wanted = len(self.plan), self.settings.steps
         fixed = begun / (report.last - report.first + 1) * len(self.blocks)
         steps = int((budget - fixed) / (count * step))
-        steps = max(FEWEST_STEPS, min(wanted, steps))
+        steps = min(wanted, max(FEWEST_STEPS, steps))
         report.notes.append(
             f"budget of {_time(budget)}: {steps} of {wanted} steps a window; all would take about "
             f"{_time(fixed + count * step * wanted)}, none (the start codes) {_time(fixed)}"
@@ -277,24 +283,33 @@ class _Run:
 
     def _pass_float(self, index: int) -> InputStatistics:
         block = self.blocks[index].to(self.device, torch.float32)
-        with autocast(self.device, self.precision):
-            statistics, self.clean = observe(
-                block, self.clean, self.arguments, hessians=False, device=self.device
-            )
+        for precision in (self.precision, "float32"):
+            with autocast(self.device, precision):
+                statistics, after = observe(
+                    block, self.clean, self.arguments, hessians=False, device=self.device
+                )
+            if precision == "float32" or all(bool(h.isfinite().all()) for h in after):
+                break
+            self.notes.append(f"block {index} overflows in {precision}: its targets in float32")
+        self.clean = after
         if self.settings.scale_channels:
             scale_channels(block, statistics, self.settings)
         return statistics
 
     @torch.no_grad()
     def _forward(self, blocks: Sequence[nn.Module], hidden: Sequence[Tensor]) -> list[Tensor]:
-        out = []
-        with autocast(self.device, self.precision):
-            for segment in hidden:
-                h = segment.to(self.device)
+        def run(segment: Tensor, precision: str) -> Tensor:
+            h = segment.to(self.device)
+            with autocast(self.device, precision):
                 for block in blocks:
                     h = call_block(block, h, self.arguments)
-                out.append(h.float().cpu())
-        return out
+            return h.float().cpu()
+
+        out = [run(segment, self.precision) for segment in hidden]
+        return [
+            h if bool(h.isfinite().all()) else run(segment, "float32")
+            for h, segment in zip(out, hidden, strict=True)
+        ]
 
     def _finish(self, index: int) -> Finished:
         """Harden a block and put it into the model; the quantized stream moves past it."""
@@ -315,7 +330,7 @@ class _Run:
                 quantized.dequantize(), layer.bias, act_bits=layer.act_bits, act_factor=factor
             )
             setattr(student.get_submodule(parent), child, hard.to(self.device))
-            self.weights[f"{self.names[index]}.{name}"] = quantized
+            self.weights[f"{self.names[index]}.{name}"] = quantized.cpu()
             self.factors[f"{self.names[index]}.{name}"] = float(factor)
         self.noisy = self._forward([student], self.noisy)
         for parameter in student.parameters():
@@ -402,7 +417,7 @@ def _top_token(hidden: Sequence[Tensor]) -> float:
 
 def _line(report: Mapping[str, Any]) -> str:
     text = f"blocks {report['first']}-{report['last']}"
-    if report["steps"]:
+    if report["loss_end"] is not None:
         text += f", loss {report['loss_start']:.4g} -> {report['loss_end']:.4g}"
         if report["held_out_end"] is not None:
             text += f", held out {report['held_out_start']:.4g} -> {report['held_out_end']:.4g}"

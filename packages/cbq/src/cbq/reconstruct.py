@@ -31,7 +31,8 @@ class WindowReport:
 
     Attributes:
         first, last: its blocks.
-        loss_start, loss_end: mean over the training segments' first and last tenth of the steps.
+        loss_start, loss_end: mean over the training segments' first and last tenth of the steps;
+            None without.
         held_out_start, held_out_end: on the segments that are not trained on; None without.
         kept: False: the start codes were taken, because held-out segments got worse or NaN stayed.
         flipped: share of the codes that differ from the start's.
@@ -44,8 +45,8 @@ class WindowReport:
     first: int
     last: int
     steps: int
-    loss_start: float = math.nan
-    loss_end: float = math.nan
+    loss_start: float | None = None
+    loss_end: float | None = None
     held_out_start: float | None = None
     held_out_end: float | None = None
     kept: bool = True
@@ -211,7 +212,7 @@ class Window:
                 report.notes.append(f"{what}: codes from before it kept")
                 break
             if precision != "float32":
-                precision = "float32"
+                precision = self.precision = "float32"
                 report.notes.append(f"{what}: again in float32")
             else:
                 factor /= 10
@@ -256,6 +257,8 @@ class Window:
         optimizer = make_optimizer(self.layers, s, factor)
         if optimizer is None:
             raise ValueError("nothing is trained: all learning rates or switches are off")
+        # Small gradients are zero in float16: its losses are scaled, by as much as holds them.
+        scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
         rates = [group["lr"] for group in optimizer.param_groups]
         losses: list[float] = []
         for step, chosen in enumerate(order_of(len(self.train_data), s.steps, s.batch, self.seed)):
@@ -274,11 +277,13 @@ class Window:
                 if not math.isfinite(losses[-1]):
                     return losses
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-            norms = [p.grad.isfinite().all() for g in optimizer.param_groups for p in g["params"]]
-            if not bool(torch.stack(norms).all()):
+                scaler.scale(loss).backward()
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+            finite = bool(torch.stack([g.isfinite().all() for g in gradients]).all())
+            if not finite and scaler.get_scale() <= 1:
                 return [*losses, math.nan]
-            optimizer.step()
+            scaler.step(optimizer)  # left out where a scaled gradient overflowed
+            scaler.update()
             for layer in self.layers:
                 layer.clamp_()
             self.tick()

@@ -70,7 +70,7 @@ def split_codes(position: Tensor, zero: Tensor, qmax: int) -> tuple[Tensor, Tens
     return code.clamp(0, qmax - 1) - zero, logits
 
 
-_CHUNK = 1 << 16  # values worked on together: they stay in a core's cache
+_CHUNK = 1 << 16  # values worked on together on a CPU: they stay in a core's cache
 
 
 class RoundWeight(torch.autograd.Function):
@@ -78,7 +78,8 @@ class RoundWeight(torch.autograd.Function):
 
     Forwards dW is 0 or 1 (``hard``) or between; backwards always that of the soft dW:
     ``dW^/dV = S (zeta - gamma) sigmoid(V)(1 - sigmoid(V))`` within the clip, and
-    ``dW^/dS = lower + dW``. A few rows at a time: a pass over a whole matrix is bound by memory.
+    ``dW^/dS = lower + dW``. On a CPU a few rows at a time: a pass over a whole matrix is bound by
+    memory.
     V is worked out again backwards rather than kept.
 
     Args (of ``apply``):
@@ -144,6 +145,8 @@ class RoundWeight(torch.autograd.Function):
 
 
 def _chunks(like: Tensor) -> list[slice]:
+    if like.device.type != "cpu":
+        return [slice(None)]
     rows = max(1, _CHUNK // max(1, like[0].numel()))
     return [slice(i, i + rows) for i in range(0, len(like), rows)]
 

@@ -58,7 +58,7 @@ def observe(
 
     def take(name: str, x: Tensor) -> None:
         if name not in owners:
-            owners[name] = before[0][1] if before and before[0][0] is x else name
+            owners[name] = before[0][1] if before and _same(before[0][0], x) else name
         if owners[name] != name:
             return
         before[:] = [(x, name)]
@@ -66,7 +66,8 @@ def observe(
         if name not in found.squares:
             found.squares[name] = torch.zeros(flat.shape[1], device=x.device)
             found.largest[name], found.smallest[name] = flat.amax(0), flat.amin(0)
-            found.hessians[name] = Hessian(flat.shape[1], x.device)
+            if hessians:
+                found.hessians[name] = Hessian(flat.shape[1], x.device)
         found.squares[name] += flat.square().mean(0) / len(hidden)
         found.largest[name] = torch.maximum(found.largest[name], flat.amax(0))
         found.smallest[name] = torch.minimum(found.smallest[name], flat.amin(0))
@@ -79,9 +80,15 @@ def observe(
         after.append(observe_inputs(block, stream, take).hidden[0].cpu())
         before.clear()
     for name, owner in owners.items():
-        for kind in (found.squares, found.largest, found.smallest, found.hessians):
+        kinds: list[dict[str, Any]] = [found.squares, found.largest, found.smallest]
+        for kind in [*kinds, found.hessians] if hessians else kinds:
             kind[name] = kind[owner]
     return found, after
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors that are alive are one: a hook gets a new one of the same memory."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
 def scale_channels(block: nn.Module, statistics: InputStatistics, settings: Settings) -> int:

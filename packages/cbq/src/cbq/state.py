@@ -53,12 +53,20 @@ class WorkFolder:
                     f"or delete it to start again"
                 )
         self.kept = mine
+        self._drop_torn_line()
         self._write()
 
     def _write(self) -> None:
         with atomic_path(self.folder / "run.json") as path:
             content = {**self.kept, "windows_done": self.done}
             path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def _drop_torn_line(self) -> None:
+        """What a full disk or a kill left of a line of the log; its window did not count."""
+        path = self.folder / "log.jsonl"
+        if path.is_file() and not (written := path.read_bytes()).endswith(b"\n"):
+            with atomic_path(path) as whole:
+                whole.write_bytes(written[: written.rfind(b"\n") + 1])
 
     def save_window(
         self,

@@ -8,7 +8,7 @@ Per-token activations are rows too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, get_args
 
@@ -99,6 +99,11 @@ class QuantizedWeight:
     def dequantize(self) -> Tensor:
         """(rows, inputs) in the scale's dtype."""
         return self.grid.dequantize(self.codes)
+
+    def cpu(self) -> QuantizedWeight:
+        """The same on the CPU."""
+        scale, zero = self.grid.scale.cpu(), self.grid.zero.cpu()
+        return QuantizedWeight(self.codes.cpu(), replace(self.grid, scale=scale, zero=zero))
 
 
 def grid_from_range(
