@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from papers_shared.assets import AssetMissing
 from papers_shared.language_models import (
+    LAYOUTS,
+    block_layout,
     block_linears,
     calibration_windows,
     capture_inputs,
@@ -100,6 +104,62 @@ def test_perplexity_is_the_shifted_cross_entropy() -> None:
         losses = [model(w[None], labels=w[None]).loss.item() for w in ids.split(16)]
     expected = math.exp(sum(losses) / 4)
     assert perplexity(model, ids, window=16).value == pytest.approx(expected, rel=1e-5)
+
+
+def tiny(kind: str, **options: Any) -> Any:
+    """A model of another family, one block, random weights."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 97}
+    common = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **more, **common, **options)
+    return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+
+
+OPT = {"word_embed_proj_dim": 32, "ffn_dim": 48, "max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "why"),
+    [
+        ("Gemma", {"head_dim": 16}, "multiplies by more than its weight"),
+        ("Gemma2", {"head_dim": 16}, "also holds post_feedforward_layernorm"),
+        ("BitNet", {}, "also holds mlp.ffn_sub_norm"),
+        ("OPT", {**OPT, "do_layer_norm_before": False}, "norms behind its layers"),
+        ("Olmo", {}, "has no weight"),
+        ("Olmo2", {}, "no block of the Llama"),  # its post_attention_layernorm is another
+        ("Phi", {}, "no block of the Llama"),  # attention and FFN read one norm
+    ],
+)
+def test_blocks_into_which_no_scale_can_be_folded_are_refused(kind, options, why) -> None:
+    (block,) = find_blocks(tiny(kind, **options))
+    with pytest.raises(ValueError, match=why):
+        block_layout(block)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "layout"),
+    [
+        ("Qwen2", {}, "llama"),
+        ("Qwen3", {}, "llama"),
+        ("StableLm", {}, "llama"),
+        ("OPT", OPT, "opt"),
+    ],
+)
+@torch.no_grad()
+def test_a_scale_moves_from_a_pair_to_its_readers(kind, options, layout) -> None:
+    model = tiny(kind, **options)
+    (block,) = find_blocks(model)
+    assert block_layout(block) == layout
+    ids = torch.arange(2, 34)[None]
+    before = model(ids).logits
+    for pair in LAYOUTS[layout]:
+        source: Any = block.get_submodule(pair.before)
+        scale = torch.linspace(0.5, 2, len(source.weight))
+        for parameter in source.parameters():
+            parameter.div_(scale.view(-1, *[1] * (parameter.ndim - 1)))
+        for name in pair.linears:
+            block.get_submodule(name).weight.mul_(scale)
+    torch.testing.assert_close(model(ids).logits, before, rtol=1e-4, atol=1e-5)
 
 
 def test_draws_are_the_seeds() -> None:

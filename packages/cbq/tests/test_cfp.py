@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from cbq.adapters import scalable_pairs
 from cbq.cfp import RULES, activation_scale, find_outliers, truncate_weight
+from cbq.rotation import rotate
 from cbq.settings import preset
 from cbq.start import observe, scale_channels
 from papers_shared.language_models import capture_inputs, find_blocks, tiny_llama
@@ -101,3 +104,24 @@ def test_grouped_queries_leave_the_output_projection_alone() -> None:
         "mlp.gate_proj",
         "mlp.down_proj",
     ]
+
+
+def gemma_and_stablelm() -> list[Any]:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 97, "pad_token_id": 0}
+    return [
+        transformers.GemmaForCausalLM(transformers.GemmaConfig(**sizes, **more, head_dim=16)),
+        transformers.StableLmForCausalLM(transformers.StableLmConfig(**sizes, **more)),
+    ]
+
+
+def test_norms_that_cannot_be_folded_are_refused_before_anything_changes() -> None:
+    gemma, stablelm = gemma_and_stablelm()
+    with pytest.raises(ValueError, match=r"more than its weight.*--cfp none or weights"):
+        scalable_pairs(find_blocks(gemma)[0])
+    for model, why in ((gemma, "more than its weight"), (stablelm, "LayerNorm is no RMSNorm")):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        with pytest.raises(ValueError, match=why):
+            rotate(model)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert scalable_pairs(find_blocks(stablelm)[0])  # a LayerNorm's weight and bias can be scaled

@@ -151,6 +151,16 @@ def test_smoothing_alone_changes_nothing_and_flattens_outliers(model: Any, batch
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize("method", ["smoothquant", "awq"])
+def test_a_model_whose_norms_add_to_their_weights_is_refused(method: str, batches: list) -> None:
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
+    more = {"num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 97}
+    with pytest.raises(ValueError, match="multiplies by more than its weight"):
+        compress(GemmaForCausalLM(GemmaConfig(**sizes, **more)), method, batches)
+
+
 def test_smoothquant_quantizes_inputs_on_the_fly(model: Any, batches: list) -> None:
     made, _ = compress(copy.deepcopy(model), "smoothquant", batches)
     layers = [m for block in find_blocks(made) for m in block_linears(block).values()]

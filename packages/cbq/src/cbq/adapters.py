@@ -6,44 +6,11 @@ of ``nn.Linear`` can be quantized without CFP's activation scales and without ro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from papers_shared.language_models import block_linears, find_blocks
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Linear layers that read what ``before`` gives, channel by channel."""
-
-    before: str
-    linears: tuple[str, ...]
-
-
-LAYOUTS: dict[str, tuple[Pair, ...]] = {
-    "llama": (
-        Pair("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-        Pair("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
-        Pair("self_attn.v_proj", ("self_attn.o_proj",)),
-        Pair("mlp.up_proj", ("mlp.down_proj",)),
-    ),
-    "opt": (
-        Pair("self_attn_layer_norm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-        Pair("final_layer_norm", ("fc1",)),
-        Pair("self_attn.v_proj", ("self_attn.out_proj",)),
-    ),
-}
-
-
-def layout_name(block: nn.Module) -> str | None:
-    """The layout whose modules the block has, all of them; None for another."""
-    names = {name for name, _ in block.named_modules()}
-    for layout, pairs in LAYOUTS.items():
-        if all({pair.before, *pair.linears} <= names for pair in pairs):
-            return layout
-    return None
+from papers_shared.language_models import LAYOUTS, block_layout, block_linears, find_blocks
 
 
 def scalable_pairs(block: nn.Module) -> list[tuple[nn.Module, list[nn.Linear], str]]:
@@ -52,19 +19,18 @@ def scalable_pairs(block: nn.Module) -> list[tuple[nn.Module, list[nn.Linear], s
     Values to output only where every head has keys of its own (equal widths).
 
     Raises:
-        ValueError: a layout that is not known.
+        ValueError: a block into which scales cannot be folded.
     """
-    layout = layout_name(block)
-    if layout is None:
+    try:
+        layout = block_layout(block)
+    except ValueError as error:
         raise ValueError(
-            f"{type(block).__name__}: CFP's activation scales know the blocks of Llama, Mistral, "
-            f"Qwen2 and OPT; quantize this model with --cfp none or weights"
-        )
+            f"{error}; CFP's activation scales need that: take --cfp none or weights"
+        ) from None
     found = []
     for pair in LAYOUTS[layout]:
         before = block.get_submodule(pair.before)
         linears = [block.get_submodule(name) for name in pair.linears]
-        assert isinstance(before.weight, nn.Parameter)
         if len(before.weight) == linears[0].in_features:
             found.append((before, linears, pair.linears[0]))
     return found  # type: ignore[return-value]

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from cbq.adapters import layout_name
-from papers_shared.language_models import find_blocks
+from papers_shared.language_models import block_layout, check_norm, find_blocks
 
 _PALEY = {12: (11, 1), 20: (19, 1), 28: (13, 2), 36: (17, 2)}  # order -> prime, construction
 
@@ -77,11 +77,16 @@ def rotate(model: Any, *, seed: int = 0) -> None:
         seed: of the signs.
 
     Raises:
-        ValueError: blocks of another layout (OPT's LayerNorm would need its mean removed).
+        ValueError: blocks of another layout, or norms that are no RMSNorm (a LayerNorm would need
+            its mean removed); nothing is changed then.
     """
     blocks = find_blocks(model)
-    if any(layout_name(block) != "llama" for block in blocks):
+    if any(block_layout(block) != "llama" for block in blocks):
         raise ValueError(f"{type(model).__name__}: rotation knows Llama-like models with RMSNorm")
+    for block in blocks:
+        for norm in (block.input_layernorm, block.post_attention_layernorm):
+            _check_rms_norm(norm)
+    _check_rms_norm(model.model.norm)
     generator = torch.Generator().manual_seed(seed)
     config, head = model.config, model.get_output_embeddings()
     embedding = model.get_input_embeddings()
@@ -114,6 +119,15 @@ def rotate(model: Any, *, seed: int = 0) -> None:
             _set(value.bias, (value.bias.double().unflatten(0, (-1, width)) @ per_head).flatten())
         columns = out.weight.double().unflatten(1, (-1, width))
         _set(out.weight, (columns @ per_head).flatten(1))
+
+
+def _check_rms_norm(norm: Any) -> None:
+    check_norm(norm, "a norm")
+    ones = {name: torch.ones_like(value) for name, value in norm.named_parameters()}
+    x = torch.ones_like(norm.weight)[None, None]
+    # A LayerNorm takes the mean away, which a rotation does not keep.
+    if list(ones) != ["weight"] or (functional_call(norm, ones, (x,)) - 1).abs().max() > 0.1:
+        raise ValueError(f"{type(norm).__name__} is no RMSNorm without bias: rotation needs one")
 
 
 def _fold_norm(norm: Any, linears: list[nn.Linear]) -> None:

@@ -12,12 +12,15 @@ from typing import Any
 
 _EXPORTS = {
     "BlockStream": "blocks",
+    "LAYOUTS": "layouts",
     "Question": "questions",
+    "block_layout": "layouts",
     "block_linears": "blocks",
     "block_names": "blocks",
     "call_block": "blocks",
     "calibration_windows": "text",
     "capture_inputs": "blocks",
+    "check_norm": "layouts",
     "find_blocks": "blocks",
     "load_language_model": "loading",
     "make_questions": "questions",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from papers_shared.language_models import (
     BlockStream,
+    block_layout,
     block_linears,
     block_names,
     observe_inputs,
@@ -49,12 +50,11 @@ def scale_groups(block: nn.Module) -> list[ScaleGroup]:
     """The four groups of a Llama-like block; v to o only where their sizes agree (no GQA).
 
     Raises:
-        ValueError: a block of other names.
+        ValueError: a block of another kind, or one into which scales cannot be folded.
     """
+    if block_layout(block) != "llama":
+        raise ValueError(f"AWQ supports Llama-like blocks, not {type(block).__name__}")
     linears = block_linears(block)
-    wanted = {"self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"}
-    if missing := wanted - set(linears):
-        raise ValueError(f"AWQ supports Llama-like blocks; this one lacks {sorted(missing)}")
     q, k, v, o = (f"self_attn.{n}_proj" for n in "qkvo")
     groups = [ScaleGroup("input_layernorm", (q, k, v), "self_attn")]
     if linears[v].weight.shape == linears[o].weight.shape:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from papers_shared.language_models import (
+    LAYOUTS,
+    block_layout,
     block_linears,
     block_names,
     find_blocks,
@@ -29,34 +31,20 @@ from papers_shared.quantization.layers import Activation
 from transformer_compression.core import Data, Outcome
 from transformer_compression.quantize.walk import weights_outcome
 
-# Linear layers that read a norm's output, and the norm: Llama-like blocks and OPT.
-AFTER_NORM: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
-    ("self_attn_layer_norm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    ("final_layer_norm", ("fc1",)),
-)
-
 
 def norm_groups(block: nn.Module) -> list[tuple[nn.Module, list[str]]]:
     """The norms of a block with the linear layers that read each.
 
     Raises:
-        ValueError: the block has none that are known.
+        ValueError: a block into whose norms scales cannot be folded.
     """
+    pairs = LAYOUTS[block_layout(block)]
     linears = block_linears(block)
-    norms = dict(block.named_children())
-    found = [
-        (norms[norm], [n for n in names if n in linears])
-        for norm, names in AFTER_NORM
-        if norm in norms and names[0] in linears
+    return [
+        (block.get_submodule(pair.before), list(pair.linears))
+        for pair in pairs
+        if pair.before not in linears
     ]
-    if not found:
-        raise ValueError(
-            f"{type(block).__name__} has no norm followed by linear layers of known names; "
-            f"supported are Llama-like blocks and OPT"
-        )
-    return found
 
 
 def smoothing_scale(largest: Tensor, weights: Sequence[Tensor], alpha: float) -> Tensor:
