@@ -61,6 +61,16 @@ def test_a_text_named_png_is_refused(network, tmp_path, capsys) -> None:
     assert "fake.png" in error_of(capsys, "predict", str(fake), "--checkpoint", network)
 
 
+def test_photos_are_read_one_at_a_time(network, photo, tmp_path, capsys) -> None:
+    (tmp_path / "unread.png").write_text("hello")
+    argv = ["predict", photo, str(tmp_path / "unread.png"), "--checkpoint", network]
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert "photo.png" in captured.out
+    assert "unread.png" not in captured.out
+    assert "unread.png" in captured.err
+
+
 def test_an_empty_folder_is_refused(network, tmp_path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     error = error_of(capsys, "predict", str(tmp_path / "empty"), "--checkpoint", network)
