@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from adabin.cli import main
+from adabin.eval import predict_logits
 from adabin.model import Config, build
 from adabin.pipeline import network_metadata
 from papers_shared.checkpoints import save_state_dict
@@ -145,19 +147,39 @@ def test_a_packed_file_predicts_like_its_network(network, photo, tmp_path, capsy
 
 
 def test_eval_counts_a_folder_of_class_folders(tmp_path, capsys) -> None:
-    config = Config("imagenet_resnet", layers=(1, 1, 1, 1), num_classes=10)
+    config = Config("imagenet_resnet", layers=(1, 1, 1, 1), num_classes=6)
     path = tmp_path / "network.safetensors"
     save_state_dict(build(config).state_dict(), path, metadata=network_metadata(config))
-    for label in range(2):
+    for label in range(6):
         folder = tmp_path / "val" / f"n{label}"
         folder.mkdir(parents=True)
         write_image(torch.rand(3, 50, 70), folder / "a.png")
     result = tmp_path / "result.json"
     argv = ["eval", "--checkpoint", str(path), "--data", str(tmp_path / "val"), "--workers", "0"]
     assert main([*argv, "--output", str(result)]) == 0
-    assert json.loads(result.read_text())["top-5"]["of"] == 2
+    assert json.loads(result.read_text())["top-5"]["of"] == 6
     no_classes = str(tmp_path / "val" / "n0")
     assert "class folders" in error_of(capsys, *argv[:3], "--data", no_classes)
+    shutil.rmtree(tmp_path / "val" / "n3")  # the later ids would be one too small
+    assert "5 class folders" in error_of(capsys, *argv)
+
+
+def test_eval_shows_a_cifar_network_a_folder_at_32x32(tmp_path) -> None:
+    """Pictures lie in the folder of the class that the network takes them for: all are right."""
+    config = Config(num_blocks=(1, 1, 1), num_classes=3)
+    model = build(config).eval()
+    images = torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8)
+    model.linear.bias.data -= predict_logits(model, images).mean(0)
+    labels = predict_logits(model, images).argmax(1).tolist()
+    assert set(labels) == {0, 1, 2}
+    for i, label in enumerate(labels):
+        (tmp_path / f"n{label}").mkdir(exist_ok=True)
+        write_image(images[i], tmp_path / f"n{label}" / f"{i}.png")
+    path, result = tmp_path / "network.safetensors", tmp_path / "result.json"
+    save_state_dict(model.state_dict(), path, metadata=network_metadata(config))
+    argv = ["eval", "--checkpoint", str(path), "--data", str(tmp_path), "--workers", "0"]
+    assert main([*argv, "--output", str(result)]) == 0
+    assert json.loads(result.read_text()) == {"top-1": {"right": 30, "of": 30}}
 
 
 def test_a_missing_data_set_says_where_to_get_it(monkeypatch, network, tmp_path, capsys) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ import torch
 from adabin import train as training
 from adabin.config import TrainConfig
 from adabin.data import average_down, flip_and_crop, normalise
-from adabin.model import build
+from adabin.model import Config, build
 from papers_shared.checkpoints import load_state_dict
 from papers_shared.cli import find_config, load_config
 from papers_shared.data.cifar10 import Cifar10
+from papers_shared.images import write_image
 from papers_shared.workspace import package_folder
 
 CONFIGS = sorted((package_folder("adabin") / "configs").glob("*.yaml"))
@@ -111,6 +114,37 @@ def test_the_learning_rate_falls_to_zero() -> None:
     assert [training.learning_rate_factor(linear, e) for e in (0, 1, 4)] == [1, 0.75, 0]
     assert training.learning_rate_factor(cosine, 2) == pytest.approx(0.5)
     assert training.learning_rate_factor(cosine, 4) == pytest.approx(0)
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path: Path) -> Path:
+    """train/ and val/ of three classes with four pictures each."""
+    for split, label, i in itertools.product(("train", "val"), "abc", range(4)):
+        folder = tmp_path / "imagenet" / split / label
+        folder.mkdir(parents=True, exist_ok=True)
+        write_image(torch.rand(3, 8, 8), folder / f"{i}.png")
+    return tmp_path / "imagenet"
+
+
+def test_train_and_val_must_hold_the_networks_classes(tiny_imagenet) -> None:
+    run, network = TrainConfig(data=str(tiny_imagenet)), Config("imagenet_resnet", num_classes=3)
+    training.imagenet_task(run, network)
+    (tiny_imagenet / "val" / "b").rename(tiny_imagenet / "val" / "d")
+    with pytest.raises(ValueError, match="only one of train/ and val/ holds the class b"):
+        training.imagenet_task(run, network)
+    shutil.rmtree(tiny_imagenet / "val" / "d")
+    with pytest.raises(ValueError, match=r"val holds 2 class folders, the network has 3"):
+        training.imagenet_task(run, network)
+
+
+def test_a_limited_folder_keeps_pictures_of_all_classes(tiny_imagenet) -> None:
+    run = TrainConfig(data=str(tiny_imagenet), limit=6, seed=0)
+    network = Config("imagenet_resnet", num_classes=3)
+    kept = training.imagenet_task(run, network).pictures
+    assert len(kept) == 6
+    assert {label for _, label in kept} == {0, 1, 2}
+    again = training.imagenet_task(replace(run, seed=1), network).pictures
+    assert kept.indices == again.indices
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 # Used for CIFAR-10 too: the authors normalise both with ImageNet's mean and std.
 MEAN = (0.485, 0.456, 0.406)
@@ -84,15 +84,19 @@ def normalise_only(sample: Sample, generator: torch.Generator) -> Sample:
     return normalise(sample[0]), sample[1]
 
 
-def imagenet_pictures(folder: Path, *, train: bool) -> Any:
-    """A folder of class folders as a data set of normalised 224x224 pictures and class ids.
+def folder_pictures(folder: Path, *, size: int, classes: int, train: bool) -> Any:
+    """A folder of class folders as a data set of normalised pictures (3, S, S) and class ids.
 
     Args:
-        folder: holds one folder a class (ImageNet's train or val folder).
-        train: random resized crop (scale 0.08 to 1) and flip; else resize to 256, centre crop.
+        folder: holds one folder a class (ImageNet's train or val folder); ids by sorted name.
+        size: S, what the network sees.
+        classes: how many the network tells apart.
+        train: random resized crop (scale 0.08 to 1) and flip; else the shorter side is resized
+            to 256 for S = 224 and to S for others, and the centre cropped.
 
     Raises:
-        FileNotFoundError: the folder does not exist or has no class folders with pictures.
+        FileNotFoundError: the folder does not exist, or a class folder has no pictures.
+        ValueError: it holds more or fewer class folders than ``classes``.
     """
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
@@ -102,9 +106,26 @@ def imagenet_pictures(folder: Path, *, train: bool) -> Any:
             f"{folder} is no folder of class folders; expected {folder}/CLASS/picture.jpg"
         )
     view = (
-        [v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip()]
+        [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
         if train
-        else [v2.Resize(256, antialias=True), v2.CenterCrop(224)]
+        else [v2.Resize(256 if size == 224 else size, antialias=True), v2.CenterCrop(size)]
     )
     finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-    return ImageFolder(str(folder), transform=v2.Compose([*view, *finish]))
+    pictures = ImageFolder(str(folder), transform=v2.Compose([*view, *finish]))
+    if len(pictures.classes) != classes:
+        raise ValueError(
+            f"{folder} holds {len(pictures.classes)} class folders, the network has {classes} "
+            "classes; its class ids would not be the network's"
+        )
+    return pictures
+
+
+def random_pictures(pictures: Any, count: int | None) -> Any:
+    """``count`` pictures of a folder, the same at every call; all of them for None.
+
+    A folder lists class after class, so its first pictures would be of the first classes only.
+    """
+    if count is None:
+        return pictures
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
+    return Subset(pictures, order[:count].tolist())

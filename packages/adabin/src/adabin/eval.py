@@ -23,10 +23,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from adabin.config import EvalConfig
-from adabin.data import imagenet_pictures, normalise
+from adabin.data import folder_pictures, normalise, random_pictures
 from adabin.pipeline import load_network
 from papers_shared.checkpoints import atomic_path
 from papers_shared.data.cifar10 import Cifar10, load_cifar10
@@ -98,27 +98,29 @@ def cifar10_accuracy(logits: Tensor, data: Cifar10) -> dict[str, Accuracy]:
 
 @torch.inference_mode()
 def evaluate_pictures(
-    model: nn.Module, pictures: Any, *, batch_size: int, workers: int, first: int | None = None
+    model: nn.Module, pictures: Any, *, batch_size: int, workers: int
 ) -> dict[str, Accuracy]:
-    """Top-1 and top-5 on a data set of normalised pictures.
+    """Top-1, and top-5 of five classes or more, on a data set of normalised pictures.
 
     Args:
         model: in eval mode; its device and dtype are used.
-        pictures: yields (3, H, W) and class id, for example ``imagenet_pictures``.
+        pictures: yields (3, H, W) and class id, for example ``folder_pictures``.
         batch_size: pictures a step.
         workers: processes that decode pictures.
-        first: stop after so many.
     """
     like = next(model.parameters())
-    if first is not None:
-        pictures = Subset(pictures, range(min(first, len(pictures))))
-    right, count = torch.zeros(5, dtype=torch.int64), 0
+    found, count = [], 0
     for images, labels in DataLoader(pictures, batch_size=batch_size, num_workers=workers):
-        best = model(images.to(like)).topk(5, dim=1).indices.cpu()
-        right += (best == labels[:, None]).sum(0)
+        logits = model(images.to(like))
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu()
+        found.append(best == labels[:, None])
         count += len(labels)
         _show_progress(count, len(pictures), "pictures")
-    return {"top-1": Accuracy(int(right[0]), count), "top-5": Accuracy(int(right.sum()), count)}
+    right = torch.cat(found)
+    results = {"top-1": Accuracy(int(right[:, 0].sum()), count)}
+    if right.shape[1] == 5:
+        results["top-5"] = Accuracy(int(right.sum()), count)
+    return results
 
 
 def _show_progress(done: int, total: int, what: str) -> None:
@@ -146,13 +148,14 @@ def main(config: EvalConfig) -> int:
         loss = F.cross_entropy(logits[:AUTHORS_COUNT], data.labels[: len(logits)][:AUTHORS_COUNT])
         results["cross entropy, the authors' count"] = round(loss.item(), 5)
     else:
-        pictures = imagenet_pictures(Path(config.data), train=False)
+        pictures = folder_pictures(
+            Path(config.data), size=network.image_size, classes=network.num_classes, train=False
+        )
         accuracies = evaluate_pictures(
             model,
-            pictures,
+            random_pictures(pictures, config.first),
             batch_size=config.batch_size,
             workers=config.workers,
-            first=config.first,
         )
         results = {**accuracies}
     print(f"{network.arch}, checkpoint {config.checkpoint}, {config.dtype} on {device}")

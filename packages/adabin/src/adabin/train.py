@@ -26,15 +26,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Subset
 
 from adabin.config import TrainConfig
 from adabin.data import (
     Pictures,
     average_down,
     flip_and_crop,
-    imagenet_pictures,
+    folder_pictures,
     normalise_only,
+    random_pictures,
 )
 from adabin.eval import Accuracy, evaluate_pictures, predict_logits
 from adabin.layers import set_gradient_schedule
@@ -105,21 +105,23 @@ def cifar10_task(config: TrainConfig) -> Task:
     return Task(pictures, view, accuracy, drop_last=True)
 
 
-def imagenet_task(config: TrainConfig) -> Task:
-    """A folder with train/ and val/, each with one folder a class."""
-    folder = Path(config.data)
-    pictures = imagenet_pictures(folder / "train", train=True)
-    if config.limit is not None:
-        pictures = Subset(pictures, range(min(config.limit, len(pictures))))
-    test = imagenet_pictures(folder / "val", train=False)
+def imagenet_task(config: TrainConfig, network: Config) -> Task:
+    """A folder with train/ and val/, each with one folder a class.
+
+    Raises:
+        ValueError: their class folders are not the same, or not as many as the network's classes.
+    """
+    folder, size, classes = Path(config.data), network.image_size, network.num_classes
+    train = folder_pictures(folder / "train", size=size, classes=classes, train=True)
+    test = folder_pictures(folder / "val", size=size, classes=classes, train=False)
+    if lonely := sorted({*train.classes} ^ {*test.classes}):
+        raise ValueError(f"{folder}: only one of train/ and val/ holds the class {lonely[0]}")
+    tested = random_pictures(test, config.test_limit)
 
     def accuracy(model: nn.Module) -> Accuracy:
-        results = evaluate_pictures(
-            model, test, batch_size=100, workers=config.workers, first=config.test_limit
-        )
-        return results["top-1"]
+        return evaluate_pictures(model, tested, batch_size=100, workers=config.workers)["top-1"]
 
-    return Task(pictures, None, accuracy, drop_last=False)
+    return Task(random_pictures(train, config.limit), None, accuracy, drop_last=False)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -181,7 +183,7 @@ def train(config: TrainConfig) -> Result:
     if imagenet == (config.data == "cifar10"):
         raise ValueError(f"{config.variant} cannot be trained on --data {config.data}")
     output = config.output or Path("runs") / config.variant
-    task = imagenet_task(config) if imagenet else cifar10_task(config)
+    task = imagenet_task(config, network) if imagenet else cifar10_task(config)
 
     intervals = ("output", "workers", "log_every", "save_every", "tensorboard")
     run = Run(
