@@ -88,6 +88,22 @@ def test_going_on_with_another_setting_is_refused(tiny_cifar, tmp_path) -> None:
         training.train(config(tmp_path / "run", epochs=1, lr=0.2))
 
 
+def test_paths_may_change_before_a_run_goes_on_but_not_the_loss(
+    tiny_cifar, tmp_path, monkeypatch
+) -> None:
+    teacher = training.loss_function(None, torch.device("cpu"))
+    monkeypatch.setattr(training, "loss_function", lambda *_: teacher)
+    start = training.train(config(tmp_path / "start", epochs=1))
+    run = {"output": tmp_path / "run", "epochs": 1, "teacher": Path("teacher.pth")}
+    first = training.train(config(**run, init=start.path))
+    moved = start.path.rename(tmp_path / "moved.safetensors")
+    run |= {"teacher": tmp_path / "teacher.pth"}
+    again = training.train(config(**run, init=moved, data_path=tmp_path))
+    assert again.train_loss == first.train_loss
+    with pytest.raises(ValueError, match="teacher"):
+        training.train(config(**run | {"teacher": None}))
+
+
 def test_step_two_starts_from_the_weights_of_step_one(tiny_cifar, tmp_path) -> None:
     step1 = training.train(config(tmp_path / "step1", epochs=1, w_bit=32, optimizer="adam"))
     result = training.train(
@@ -145,6 +161,16 @@ def test_a_limited_folder_keeps_pictures_of_all_classes(tiny_imagenet) -> None:
     assert {label for _, label in kept} == {0, 1, 2}
     again = training.imagenet_task(replace(run, seed=1), network).pictures
     assert kept.indices == again.indices
+
+
+def test_a_folder_may_move_before_a_run_goes_on(tiny_imagenet, tmp_path, monkeypatch) -> None:
+    small = Config("imagenet_resnet", num_classes=3)
+    monkeypatch.setattr(training, "variant_config", lambda _: small)
+    run = {"variant": "small", "image_size": 224, "num_blocks": (1, 1, 1, 1), "epochs": 1}
+    run |= {"output": tmp_path / "run", "batch_size": 4, "limit": 4, "test_limit": 2}
+    first = training.train(config(**run, data=str(tiny_imagenet)))
+    moved = tiny_imagenet.rename(tmp_path / "moved")
+    assert training.train(config(**run, data=str(moved))).accuracy == first.accuracy
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)

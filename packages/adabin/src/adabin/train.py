@@ -185,11 +185,15 @@ def train(config: TrainConfig) -> Result:
     output = config.output or Path("runs") / config.variant
     task = imagenet_task(config, network) if imagenet else cifar10_task(config)
 
-    intervals = ("output", "workers", "log_every", "save_every", "tensorboard")
+    apart = ("output", "workers", "log_every", "save_every", "tensorboard", "data_path", "init")
+    settings = {key: value for key, value in asdict(config).items() if key not in apart}
+    # Paths may change before the run goes on; whether there is a teacher may not.
+    settings["data"] = "folder" if imagenet else "cifar10"
+    settings["teacher"] = None if config.teacher is None else "resnet34"
     run = Run(
         output,
         seed=config.seed,
-        config={key: value for key, value in asdict(config).items() if key not in intervals},
+        config=settings,
         metadata=network_metadata(network),
         mixed_precision=config.mixed_precision,
         gradient_accumulation=config.accumulate,
