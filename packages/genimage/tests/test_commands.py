@@ -32,6 +32,7 @@ def error_of(capsys: pytest.CaptureFixture, *argv: str) -> str:
     return captured.err
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged tags
 def test_detect_reports_every_file_of_a_difficult_folder(weights, tmp_path, make_picture, capsys):
     folder = tmp_path / "photos" / "deeper"
     folder.mkdir(parents=True)
@@ -41,6 +42,10 @@ def test_detect_reports_every_file_of_a_difficult_folder(weights, tmp_path, make
     frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
     Image.new("1", (20_000, 10_000)).save(folder / "huge.png")
     (folder / "empty.jpg").touch()
+    pages = folder / "pages.tif"
+    later = [frame.convert("L") for frame in frames]
+    later[0].save(pages, save_all=True, append_images=later[1:])
+    pages.write_bytes(pages.read_bytes()[: pages.stat().st_size // 4])
     (folder / "text.png").write_text("hello")
     (folder / "notes.txt").write_text("no picture")
     (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:300])
@@ -48,12 +53,12 @@ def test_detect_reports_every_file_of_a_difficult_folder(weights, tmp_path, make
     argv = ["detect", str(tmp_path / "photos"), "--weights", weights, "--output", str(out)]
     assert main(argv) == 1
     printed = capsys.readouterr().out
-    assert "3 of 7 files judged" in printed
+    assert "3 of 8 files judged" in printed
     assert "50 % balanced accuracy on new pictures" in printed
     verdicts = {Path(v["path"]).name: v for v in json.loads(out.read_text())["verdicts"]}
-    assert len(verdicts) == 7
+    assert len(verdicts) == 8
     assert {n for n, v in verdicts.items() if v["answer"] == "not judged"} == {
-        *("huge.png", "empty.jpg", "text.png", "cut.png")
+        *("huge.png", "empty.jpg", "text.png", "cut.png", "pages.tif")
     }
     assert "first of 2 frames" in verdicts["animated.gif"]["note"]
     assert set(verdicts["cmyk.jpg"]["reencoded"]) == {"jpeg:95", "jpeg:85", "jpeg:75"}

@@ -55,6 +55,14 @@ def test_empty_and_broken_files_are_listed_and_left_out(data: Path) -> None:
     assert len(open_index(data, verify=True, rebuild=True).bad) == 3
 
 
+def test_a_link_to_nowhere_is_listed(data: Path) -> None:
+    (data / "ADM" / "train" / "ai" / "linked.png").symlink_to(data / "nowhere.png")
+    index = open_index(data)
+    assert len(index.entries) == 96
+    assert [(e.path, e.bytes) for e in index.bad] == [("ADM/train/ai/linked.png", 0)]
+    assert "No such file" in index.bad[0].status
+
+
 def test_an_interrupted_build_goes_on_behind_its_last_whole_line(data, monkeypatch) -> None:
     path = data / NAME
     opened: list[object] = []
@@ -117,6 +125,22 @@ def test_shards_hold_the_same_files(data: Path, tmp_path: Path) -> None:
     assert [e.path for e in packed.entries] == sorted(e.path for e in plain.entries)
     entry = packed.entries[7]
     assert entry.read(shards) == (data / entry.path).read_bytes()
+
+
+def test_a_tar_that_is_not_whole_is_named(data: Path, tmp_path: Path) -> None:
+    shard = tmp_path / "shards" / "shard-0.tar"
+    shard.parent.mkdir()
+    with tarfile.open(shard, "w") as archive:
+        for path in sorted(data.rglob("*.*")):
+            archive.add(path, path.relative_to(data).as_posix())
+    with tarfile.open(shard) as archive:
+        middle = archive.getmembers()[40]
+    whole = shard.read_bytes()
+    # In a file's contents, in a header, between two files.
+    for end in (middle.offset_data + 100, middle.offset + 100, middle.offset):
+        shard.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=r"shard-0\.tar is not a whole tar"):
+            open_index(shard.parent)
 
 
 def test_a_folder_without_the_layout_is_refused(tmp_path: Path) -> None:

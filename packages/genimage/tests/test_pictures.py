@@ -14,7 +14,15 @@ from genimage.degradations import PAPER, BlurJpeg, Degradation, jpeg
 from genimage.formats import jpeg_quality, read_format
 from genimage.index import Entry
 from genimage.loading import Matching
-from genimage.pictures import Geometry, Unreadable, decode, decode_jpeg, open_header, to_tensor
+from genimage.pictures import (
+    Geometry,
+    Unreadable,
+    as_rgb,
+    decode,
+    decode_jpeg,
+    open_header,
+    to_tensor,
+)
 from genimage.spectrum import band_mask, log_spectrum
 
 
@@ -50,6 +58,30 @@ def test_a_truncated_picture_is_unreadable(make_picture) -> None:
         open_header(data[: len(data) // 2])  # the header is whole
         with pytest.raises(Unreadable):
             decode(data[: len(data) // 2])
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged tags
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+def test_a_cut_animation_is_unreadable_or_whole_whatever_pillow_raises(kind, make_picture) -> None:
+    first, *others = [make_picture(i, (12, 10)).convert("P") for i in range(3)]
+    data = encoded(first, kind, save_all=True, append_images=others)
+    refused = 0
+    for end in range(1, len(data), 11):
+        try:
+            with open_header(data[:end]) as picture:
+                read_format(picture, end)
+                as_rgb(picture)
+        except Unreadable:
+            refused += 1
+    assert refused > 20
+
+
+def test_a_jpeg_without_tables_is_unreadable(make_picture) -> None:
+    data = encoded(make_picture(1), "JPEG")
+    while (at := data.find(b"\xff\xdb")) >= 0:
+        data = data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4]) :]
+    with pytest.raises(Unreadable, match="without quantization tables"):
+        read_format(open_header(data), len(data))
 
 
 def test_a_huge_picture_is_refused_before_it_is_decoded() -> None:

@@ -16,7 +16,7 @@ from genimage.config import DetectConfig
 from genimage.degradations import Degradation
 from genimage.detectors import Detector, load_detector
 from genimage.eval import REENCODINGS
-from genimage.pictures import SUFFIXES, Unreadable, as_rgb, open_header
+from genimage.pictures import SUFFIXES, Unreadable, as_rgb, frame_count, open_header
 from papers_shared.checkpoints import atomic_path
 from papers_shared.devices import pick_device
 
@@ -56,7 +56,7 @@ def judge_file(
     """
     try:
         with open_header(path) as picture:
-            frames = getattr(picture, "n_frames", 1)
+            frames = frame_count(picture)
             rgb = as_rgb(picture)
     except (Unreadable, OSError) as error:
         return Verdict(str(path), "not judged", note=" ".join(str(error).split()))

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from genimage.pictures import Unreadable, damage_as_unreadable, frame_count
+
 SUBSAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
 
 
@@ -77,12 +79,22 @@ def read_format(picture: Any, size: int) -> Format:
     Args:
         picture: Pillow's.
         size: of the file, in bytes.
+
+    Raises:
+        Unreadable: the file is damaged.
     """
+    with damage_as_unreadable():
+        return _read_format(picture, size)
+
+
+def _read_format(picture: Any, size: int) -> Format:
     kind = picture.format or ""
     quality, distance, tables, subsampling, progressive = None, 0.0, 0, "", False
     if kind in ("JPEG", "MPO"):
         kind = "JPEG"
         quantization = picture.quantization
+        if not quantization:
+            raise Unreadable("a JPEG without quantization tables")
         quality, distance = jpeg_quality(quantization[min(quantization)])
         flat = bytes(str([quantization[i] for i in sorted(quantization)]), "ascii")
         tables = zlib.crc32(flat)
@@ -101,6 +113,6 @@ def read_format(picture: Any, size: int) -> Format:
         tables,
         subsampling,
         progressive,
-        getattr(picture, "n_frames", 1),
+        frame_count(picture),
         size,
     )

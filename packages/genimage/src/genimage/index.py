@@ -310,8 +310,7 @@ def _scan(root: Path, *, skip: int, verify: bool) -> Iterator[Entry | None]:
         number += 1
         if number < skip:
             continue
-        source = root / path
-        data: bytes | Path = source
+        data: bytes | Path = root / path
         if shard:
             with (root / shard).open("rb") as stream:
                 stream.seek(offset)
@@ -319,6 +318,8 @@ def _scan(root: Path, *, skip: int, verify: bool) -> Iterator[Entry | None]:
         width = height = 0
         quality, kind, subsampling, status = None, "", "", OK
         try:
+            if isinstance(data, Path):
+                size = data.stat().st_size
             with open_header(data) as picture:
                 facts = read_format(picture, size)
                 if verify:
@@ -346,16 +347,34 @@ def _scan(root: Path, *, skip: int, verify: bool) -> Iterator[Entry | None]:
 
 
 def _files(root: Path) -> Iterator[tuple[str, str, int, int]]:
-    """Path, shard, offset, bytes of every file, in a fixed order."""
+    """Path, shard, offset and (in a shard) bytes of every file, in a fixed order.
+
+    Raises:
+        ValueError: a shard is not a whole tar.
+    """
     shards = sorted(root.glob("*.tar"))
     for shard in shards:
-        with tarfile.open(shard) as archive:
-            for member in archive:
-                if member.isfile() and not member.name.endswith(".json"):
-                    yield member.name, shard.name, member.offset_data, member.size
+        yield from ((name, shard.name, at, size) for name, at, size in _members(shard))
     if shards:
         return
     for folder, names in walk(root):
         for name in names:
             path = f"{folder}/{name}" if folder != "." else name
-            yield path, "", 0, (root / path).stat().st_size
+            yield path, "", 0, 0
+
+
+def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and bytes of a tar's files but their JSONs."""
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                if member.isfile() and not member.name.endswith(".json"):
+                    yield member.name, member.offset_data, member.size
+            end = archive.offset
+    except tarfile.TarError as error:
+        raise ValueError(f"{shard} is not a whole tar ({error}); get it again") from None
+    # tarfile ends in silence at a header that is cut or no header; a whole tar has zeros there.
+    with shard.open("rb") as stream:
+        stream.seek(end)
+        if stream.read(512) != bytes(512):
+            raise ValueError(f"{shard} is not a whole tar (no end at byte {end}); get it again")

@@ -6,9 +6,11 @@ Pillow's draft mode would discard the high frequencies that detectors read.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +31,19 @@ class Unreadable(ValueError):
     """A file that is no picture, or not a whole one; the message says why, in one line."""
 
 
+@contextlib.contextmanager
+def damage_as_unreadable() -> Iterator[None]:
+    """Turn whatever Pillow raises at a damaged file (IndexError, struct.error, TypeError and
+    SyntaxError among them) into ``Unreadable``.
+    """
+    try:
+        yield
+    except Unreadable:
+        raise
+    except Exception as error:
+        raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from None
+
+
 def open_header(data: bytes | Path) -> Any:
     """The picture of a file's bytes or path, its pixels not yet decoded.
 
@@ -40,16 +55,14 @@ def open_header(data: bytes | Path) -> Any:
     size = len(data) if isinstance(data, bytes) else data.stat().st_size
     if size == 0:
         raise Unreadable("the file is empty")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with damage_as_unreadable(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
             picture = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
-    except UnidentifiedImageError:
-        raise Unreadable("not a picture in a known format") from None
-    except Image.DecompressionBombError:
-        raise Unreadable(f"more than {MAX_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise Unreadable(_line(error)) from None
+        except UnidentifiedImageError:
+            raise Unreadable("not a picture in a known format") from None
+        except Image.DecompressionBombError:
+            raise Unreadable(f"more than {MAX_PIXELS:,} pixels") from None
     if picture.width * picture.height > MAX_PIXELS:
         raise Unreadable(f"{picture.width}x{picture.height} is more than {MAX_PIXELS:,} pixels")
     return picture
@@ -64,11 +77,25 @@ def decode(data: bytes) -> Image:
     return as_rgb(open_header(data))
 
 
+def frame_count(picture: Any) -> int:
+    """Frames of a picture whose header is open; 1 where the format has no animations.
+
+    Raises:
+        Unreadable: a frame is cut off.
+    """
+    with damage_as_unreadable():
+        return getattr(picture, "n_frames", 1)
+
+
 def as_rgb(picture: Any) -> Image:
-    """A picture whose header is open -> RGB, as ``decode`` says; nothing is turned by EXIF."""
+    """A picture whose header is open -> RGB, as ``decode`` says; nothing is turned by EXIF.
+
+    Raises:
+        Unreadable: it is damaged, or its values have no known range.
+    """
     from PIL import Image
 
-    try:
+    with damage_as_unreadable():
         picture.load()
         if picture.mode.startswith("I;16"):
             return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
@@ -77,10 +104,6 @@ def as_rgb(picture: Any) -> Image:
         if picture.mode == "P" and "transparency" in picture.info:
             picture = picture.convert("RGBA")
         return picture if picture.mode == "RGB" else picture.convert("RGB")
-    except Unreadable:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise Unreadable(_line(error)) from None
 
 
 def open_picture(path: Path | str) -> Image:
@@ -94,10 +117,6 @@ def open_picture(path: Path | str) -> Image:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; expected a picture")
     return decode(path.read_bytes())
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def decode_jpeg(data: bytes) -> Tensor | None:
