@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # A process a core, one thread each: a file's tests stay together, for what they share.
 TEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
 PROJECTS := $(wildcard shared/pyproject.toml packages/*/pyproject.toml)
-EXTRAS := shared[training,diffusion,metrics,basicsr,kernels,networks,report,download,onnx,language]
+EXTRAS := shared[training,diffusion,metrics,basicsr,kernels,networks,report,onnx,language]
 TOOLS := pytest pytest-xdist ruff mypy types-PyYAML scikit-image
 
 help: ## list the targets

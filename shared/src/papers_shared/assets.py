@@ -58,8 +58,6 @@ class File:
     glob: str = ""
     count: int | None = None
     url: str = ""
-    gdrive: str = ""
-    hub: str = ""  # "repository:file@revision" on the Hugging Face hub
     original: str = ""  # address and checksum of what ours was converted from
     unverified: bool = False
 
@@ -69,11 +67,7 @@ class File:
 
     @property
     def address(self) -> str:
-        """Where it is published, in words; ``mirror only`` when nowhere."""
-        if self.gdrive:
-            return f"Google Drive file {self.gdrive}"
-        if self.hub:
-            return f"Hugging Face hub {self.hub}"
+        """Where it is published; ``mirror only`` when nowhere."""
         return self.url or "mirror only"
 
 
@@ -345,30 +339,14 @@ def _download(file: File, target: Path) -> Path | None:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     known_hash = f"sha256:{file.sha256}" if file.sha256 else f"md5:{file.md5}"
-    if file.hub:
-        from huggingface_hub import hf_hub_download
-
-        repository, _, rest = file.hub.partition(":")
-        name, _, revision = rest.partition("@")
-        try:
-            return Path(hf_hub_download(repository, name, revision=revision or None))
-        except OSError:
-            return None
-
-    def from_drive(url: str, output: str, _pooch: Any) -> None:
-        import gdown
-
-        gdown.download(id=file.gdrive, output=output)
-
     try:
         return Path(
             pooch.retrieve(
-                file.url or f"gdrive:{file.gdrive}",
+                file.url,
                 known_hash=known_hash,
                 fname=target.name,
                 path=target.parent,
-                downloader=from_drive if file.gdrive else None,
-                progressbar=not file.gdrive and sys.stderr.isatty(),
+                progressbar=sys.stderr.isatty(),
             )
         )
     except OSError as error:  # requests' errors are OSErrors
