@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from papers_shared.tables import Claim, Measured, Needs, Recipe, Table, provenance, store
+from papers_shared.tables.claims import ahead
 from papers_shared.tables.entries import Entry
 from papers_shared.tables.html import page
 from papers_shared.tables.provenance import Provenance
@@ -234,6 +235,20 @@ def test_a_broken_claim_fails_only_over_exact_rows(paper, check, holds, scale, f
 
 
 # Records
+
+
+def test_a_gap_within_the_deviations_is_no_order():
+    def rows(gap, std):
+        return {"a": {"x": Measured(30 + gap, std)}, "b": {"x": Measured(30, std)}}
+
+    check, smaller = ahead("a", "b", ("x",)), ahead("a", "b", ("x",), smaller=True)
+    assert check(rows(0.3, 0.1))
+    assert not check(rows(0.15, 0.1))
+    assert not check(rows(-0.3, 0.1))
+    assert smaller(rows(-0.3, 0.1))
+    assert not smaller(rows(-0.15, 0.1))
+    assert check(rows(0.01, None))  # computed once: no deviation is known
+    assert not check(rows(0, None))
 
 
 def test_a_recorded_row_is_shown_when_the_budget_does_not_run_it(paper):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -23,6 +23,7 @@ from ipt_v2.recipes import (
     shipped,
     small_training,
 )
+from papers_shared.tables.claims import ahead
 from papers_shared.tables.command import run_reproduce
 from papers_shared.tables.recipe import Claim, Recipe, Rows, Table
 
@@ -56,11 +57,6 @@ ABLATION: Mapping[str, Config] = {
     "unshifted": replace(TOY, attention=("fcsa_unshifted", "ggsa")),
     "plain": replace(TOY, rep=0, plain_identity=True),
 }
-
-
-def _better(better: str, worse: str) -> Callable[[Rows], bool]:
-    """Whether one row is above another on both sets."""
-    return lambda r: all(r[better][c].value > r[worse][c].value for c in PSNR_COLUMNS)
 
 
 def _growth(rows: Rows, kind: str) -> float:
@@ -181,18 +177,27 @@ TABLES: dict[str, Table] = {
             for name, config in ABLATION.items()
         },
         claims=[
-            Claim("focal and grid attention are better than focal alone", _better("fg", "ff")),
-            Claim("focal and grid attention are better than grid alone", _better("fg", "gg")),
+            Claim(
+                "focal and grid attention are better than focal alone",
+                ahead("fg", "ff", PSNR_COLUMNS),
+            ),
+            Claim(
+                "focal and grid attention are better than grid alone",
+                ahead("fg", "gg", PSNR_COLUMNS),
+            ),
             Claim(
                 "focal attention in windows is better than channel attention of the whole picture",
-                _better("ff", "channel"),
+                ahead("ff", "channel", PSNR_COLUMNS),
             ),
-            Claim("the shifted branch raises PSNR", _better("fg", "unshifted")),
+            Claim("the shifted branch raises PSNR", ahead("fg", "unshifted", PSNR_COLUMNS)),
             Claim(
                 "without the shifted branch errors step across the borders of windows",
-                lambda r: r["unshifted"]["seam"].value > r["fg"]["seam"].value,
+                ahead("fg", "unshifted", ("seam",), smaller=True),
             ),
-            Claim("Rep-LeFFN is better than the plain net it merges into", _better("fg", "plain")),
+            Claim(
+                "Rep-LeFFN is better than the plain net it merges into",
+                ahead("fg", "plain", PSNR_COLUMNS),
+            ),
         ],
     ),
 }

@@ -22,6 +22,7 @@ from lipt.recipes import (
 )
 from papers_shared.networks.reproduce import published_rows
 from papers_shared.restoration.task import Task
+from papers_shared.tables.claims import ahead
 from papers_shared.tables.command import run_reproduce
 from papers_shared.tables.recipe import Claim, Recipe, Rows, Table
 
@@ -60,15 +61,10 @@ def super_resolution_table(scale: int) -> Table:
         claims=[
             Claim(
                 "the small network that ships is ahead of bicubic on every set (PSNR)",
-                _all(_names(SR_SETS, "psnr"), "mini", "bicubic"),
+                ahead("mini", "bicubic", _names(SR_SETS, "psnr")),
             )
         ],
     )
-
-
-def _all(columns: tuple[str, ...], better: str, worse: str) -> Callable[[Rows], bool]:
-    """Whether one row is above another in each of the columns."""
-    return lambda r: all(r[better][c].value > r[worse][c].value for c in columns)
 
 
 # --- noise and JPEG -----------------------------------------------------------------------------
@@ -119,7 +115,7 @@ def jpeg_table() -> Table:
     }
     mini = partial(shipped, kind="dejpeg", columns=columns)
     small = Recipe(mini, scale="small", seconds=120, assets=("kodak24",))
-    better = _all(("kodak24_psnr", "kodak24_psnrb"), "mini_10", "jpeg_10")
+    better = ahead("mini_10", "jpeg_10", ("kodak24_psnr", "kodak24_psnrb"))
     return Table(
         {**jpegs, "mini_10": small},
         claims=[
@@ -143,6 +139,9 @@ BRANCHES: Mapping[str, Config] = {
 }
 
 
+TRAINED_COLUMNS = ("set5_psnr", "set14_psnr")
+
+
 def _trained(networks: Mapping[str, Config], *, steps: int, seconds: float) -> dict[str, Recipe]:
     settings: Mapping[str, Any] = {**SMALL, "steps": steps}
     return {
@@ -157,14 +156,8 @@ def _trained(networks: Mapping[str, Config], *, steps: int, seconds: float) -> d
     }
 
 
-def _ahead(better: str, worse: str) -> Callable[[Rows], bool]:
-    return _all(("set5_psnr", "set14_psnr"), better, worse)
-
-
 def _near(one: str, other: str, gap: float) -> Callable[[Rows], bool]:
-    return lambda r: all(
-        abs(r[one][c].value - r[other][c].value) < gap for c in ("set5_psnr", "set14_psnr")
-    )
+    return lambda r: all(abs(r[one][c].value - r[other][c].value) < gap for c in TRAINED_COLUMNS)
 
 
 # --- all ----------------------------------------------------------------------------------------
@@ -215,19 +208,25 @@ TABLES: dict[str, Table] = {
         claims=[
             Claim(
                 "sparse windows beside dense ones are better than dense ones alone",
-                _ahead("sparse", "dense"),
+                ahead("sparse", "dense", TRAINED_COLUMNS),
             ),
             Claim(
                 "sharing attention maps costs less than 0.1 dB", _near("sparse", "unshared", 0.1)
             ),
-            Claim("undoing the mask's permutation helps", _ahead("restored", "sparse")),
+            Claim(
+                "undoing the mask's permutation helps", ahead("restored", "sparse", TRAINED_COLUMNS)
+            ),
         ],
     ),
     "ablation_branches": Table(
         _trained(BRANCHES, steps=150, seconds=200),
         claims=[
-            Claim("HRM is better than one plain convolution", _ahead("hrm", "plain")),
-            Claim("HRM is better than the diverse branch block", _ahead("hrm", "dbb")),
+            Claim(
+                "HRM is better than one plain convolution", ahead("hrm", "plain", TRAINED_COLUMNS)
+            ),
+            Claim(
+                "HRM is better than the diverse branch block", ahead("hrm", "dbb", TRAINED_COLUMNS)
+            ),
         ],
     ),
 }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
 import torch
 
 from papers_shared.complexity import count_macs, count_parameters
+from papers_shared.tables.claims import ahead
 from papers_shared.tables.command import run_reproduce
-from papers_shared.tables.recipe import Claim, Context, Measured, Recipe, Rows, Table
+from papers_shared.tables.recipe import Claim, Context, Measured, Recipe, Table
 from u_dit.attention import DownsampledAttention
 from u_dit.counting import elementwise, macs, on_meta
 from u_dit.dit import DIT_VARIANTS, DiTConfig
@@ -171,10 +172,7 @@ CIFAR = ("cifar10_train", "cifar10_test", "cifar10_resnet20")
 SHIPPED = {"held_out": 1000, "samples": 1000, "sampling_steps": 20, "guidance": 1.5}
 
 
-def _better(*pairs: tuple[str, str], column: str = "noise_mse") -> Callable[[Rows], bool]:
-    """Whether the first of each pair of rows has the smaller value."""
-    return lambda r: all(r[a][column].value < r[b][column].value for a, b in pairs)
-
+_lower_error = partial(ahead, columns=("noise_mse",), smaller=True)
 
 TABLES["small"] = Table(
     {
@@ -190,23 +188,23 @@ TABLES["small"] = Table(
     claims=[
         Claim(
             "token downsampling: a smaller error than an isotropic DiT of no less operations",
-            _better(("u_dit_t", "dit")),
+            _lower_error("u_dit_t", "dit"),
         ),
         Claim(
             "token downsampling: a smaller error than full attention at equal operations (slim)",
-            _better(("u_dit_t", "dit_unet_slim")),
+            _lower_error("u_dit_t", "dit_unet_slim"),
         ),
         Claim(
             "token downsampling: a smaller error than full attention at equal width",
-            _better(("u_dit_t", "dit_unet")),
+            _lower_error("u_dit_t", "dit_unet"),
         ),
         Claim(
             "the depthwise convolution before it helps token downsampling",
-            _better(("u_dit_t", "pixel_shuffle")),
+            _lower_error("u_dit_t", "pixel_shuffle"),
         ),
-        Claim("cosine attention and RoPE2D help", _better(("rope", "u_dit_t"))),
-        Claim("the depthwise feed-forward net helps", _better(("dwconv_ffn", "rope"))),
-        Claim("re-parameterisation helps", _better(("reparam", "dwconv_ffn"))),
+        Claim("cosine attention and RoPE2D help", _lower_error("rope", "u_dit_t")),
+        Claim("the depthwise feed-forward net helps", _lower_error("dwconv_ffn", "rope")),
+        Claim("re-parameterisation helps", _lower_error("reparam", "dwconv_ffn")),
     ],
 )
 TABLES["shipped"] = Table(

@@ -1,15 +1,41 @@
-"""Judges claims over the rows of a table, known or not."""
+"""Orders of rows as claims, and their judgement over rows that are known or not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from papers_shared.tables.entries import EMPTY, Entry
+from papers_shared.tables.recipe import Rows
 from papers_shared.tables.reproduced import ClaimResult, RowResult
 from papers_shared.tables.schema import nearest
 
 _Value = TypeVar("_Value")
+
+
+def ahead(
+    better: str, worse: str, columns: Sequence[str], *, smaller: bool = False
+) -> Callable[[Rows], bool]:
+    """A check for ``Claim``: one row is above another by more than both deviations, in each column.
+
+    The deviations are those over seeds, 0 of a value without; a gap within them is no order.
+
+    Args:
+        better: row that is claimed to be ahead.
+        worse: row that it is compared with.
+        columns: of both.
+        smaller: smaller values are better.
+    """
+
+    def check(rows: Rows) -> bool:
+        for column in columns:
+            a, b = rows[better][column], rows[worse][column]
+            gap = b.value - a.value if smaller else a.value - b.value
+            if gap <= (a.std or 0.0) + (b.std or 0.0):
+                return False
+        return True
+
+    return check
 
 
 class NotKnown(Exception):
