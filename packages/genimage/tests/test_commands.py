@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 
 from genimage.cli import main
 from genimage.detectors import make_detector
+from genimage.eval import short_names
+from genimage.index import open_index
 from papers_shared.checkpoints import file_metadata, load_state_dict, save_state_dict
 
 
@@ -146,7 +149,6 @@ def test_every_recipe_takes_a_step(options, data, tmp_path) -> None:
 
 
 def test_an_unreadable_training_file_is_replaced_by_one_of_its_class(data, capsys) -> None:
-    from genimage.index import open_index
     from genimage.train import Decoded
 
     entries = open_index(data).select(mode="train", subsets=["ADM"])
@@ -198,6 +200,39 @@ def test_a_file_that_cannot_be_decoded_later_is_counted_by_eval(data, weights, t
     assert "cannot be decoded" in error_of(capsys, *common)
     assert main([*common, "--max-unreadable", "0.1"]) == 0
     assert "(1 unreadable)" in capsys.readouterr().out
+
+
+def test_eval_keeps_detectors_apart_and_what_was_done_before_a_failure(data, weights, tmp_path):
+    files = []
+    for name in ("one", "two"):
+        files.append(tmp_path / name / "model.safetensors")
+        files[-1].parent.mkdir()
+        shutil.copy(weights, files[-1])
+    argv = ["eval", str(data), "--weights", *map(str, files), "--workers", "0", "--forms", "raw"]
+    drawn: list = []
+    out = tmp_path / "records.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("genimage.eval.draw", lambda panels, path, columns: drawn.extend(panels))
+        argv += ["--output", str(out), "--heatmap", str(tmp_path / "x.png")]
+        assert main(argv) == 0
+        (panel,) = drawn
+        assert panel.rows == ["one/model\nADM", "two/model\nADM"]
+        # The last cell fails: files of home_made are damaged after the index was built.
+        index = open_index(data)
+        for entry in index.select(mode="val", subsets=["home_made"], label=1):
+            (data / entry.path).write_bytes(b"damaged")
+        assert main(argv) == 2
+    assert [r["subset"] for r in json.loads(out.read_text())] == ["ADM"]
+    assert drawn[1].columns == ["ADM"]
+
+
+def test_files_of_weights_are_named_apart() -> None:
+    given = ["shipped", "runs/a/model.safetensors", "old/a/model.safetensors", "x.pth", "x.bin"]
+    names = ["shipped", "runs/a/model", "old/a/model", "x.pth", "x.bin"]
+    assert list(short_names(given).values()) == names
+    assert short_names(["/deep/down/cnnspot/model.pth"]) == {
+        "/deep/down/cnnspot/model.pth": "cnnspot/model"
+    }
 
 
 def test_a_probe_on_a_packaged_encoder_trains(data, tmp_path, capsys) -> None:

@@ -14,8 +14,9 @@ if __name__ == "__main__":  # arguments are checked before torch is imported
     raise SystemExit(command_line(["eval", *sys.argv[1:]]))
 
 import json
+import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,13 +147,18 @@ def evaluate(config: EvalConfig) -> Iterator[Record]:
     names = list(PAPER) if config.degrade == ["paper"] else config.degrade
     degradations: list[Degradation | None] = [None, *map(Degradation.parse, names)]
     subsets = config.subsets or index.subsets
+    tests = [
+        limited(index.select(mode=config.mode, subsets=[subset]), config.limit)
+        for subset in subsets
+    ]
     device = pick_device(config.device)
-    for weights in config.weights:
-        detector = load_detector(weights, detector=config.detector).to(device)
+    # All of them now: what does not fit has to be said before the first hours of work.
+    detectors = [load_detector(weights, detector=config.detector) for weights in config.weights]
+    for weights, detector in zip(config.weights, detectors, strict=True):
+        detector = detector.to(device)
         if config.crop_only:
             detector = with_geometry(detector, detector.preset.geometry.crop_only())
-        for subset in subsets:
-            entries = limited(index.select(mode=config.mode, subsets=[subset]), config.limit)
+        for entries in tests:
             for form in config.forms:
                 for degradation in degradations:
                     yield _cell(config, index, detector, weights, entries, form, degradation)
@@ -239,8 +245,28 @@ COLUMNS: Mapping[str, str] = {
 }
 
 
+def short_names(files: Iterable[str]) -> dict[str, str]:
+    """Each file of weights by the end of its path that no other shares, without its suffix.
+
+    At least folder and file: ``genimage train`` calls every file ``model``.
+    """
+    parts = {file: Path(file).with_suffix("").parts for file in files}
+    out = {}
+    for file, mine in parts.items():
+        others = [theirs for name, theirs in parts.items() if name != file]
+        for n in range(min(2, len(mine)), len(mine) + 1):
+            if all(theirs[-n:] != mine[-n:] for theirs in others):
+                out[file] = str(Path(*mine[-n:]))
+                break
+        else:  # they differ in their suffix alone
+            out[file] = file
+    return out
+
+
 def lines(records: Sequence[Record]) -> Iterator[str]:
     """The records as tables, one for each form and degradation, the protocol in the header."""
+    names = short_names(r.detector for r in records)
+    wide = max(map(len, ("detector", *names.values())))
     seen: list[tuple[str, str]] = []
     for record in records:
         if (record.form, record.degradation) not in seen:
@@ -250,7 +276,7 @@ def lines(records: Sequence[Record]) -> Iterator[str]:
         yield ""
         yield f"{form}{f', {degradation}' if degradation else ''}  [{rows[0].protocol}]"
         yield (
-            f"{'detector':24} {'tested on':18}"
+            f"{'detector':{wide}} {'tested on':18}"
             + "".join(f"{h:>8}" for h in COLUMNS.values())
             + ("  95 % of acc.   files")
         )
@@ -263,37 +289,49 @@ def lines(records: Sequence[Record]) -> Iterator[str]:
                 files += f" ({len(r.skipped)} unreadable)"
             if r.stable is not None:
                 files += f", {r.stable:.1f} % stable under {' '.join(REENCODINGS)}"
-            name = Path(r.detector).stem[-24:]
-            yield f"{name:24} {r.subset[:18]:18}{values}  {low:5.1f} to {high:5.1f}   {files}"
+            name = f"{names[r.detector]:{wide}}"
+            yield f"{name} {r.subset[:18]:18}{values}  {low:5.1f} to {high:5.1f}   {files}"
             if (r.scores.accuracy_real, r.scores.accuracy_generated) in ((0, 100), (100, 0)):
-                yield " " * 25 + "(every picture got the same answer)"
+                yield " " * (wide + 1) + "(every picture got the same answer)"
 
 
 def matrices(records: Sequence[Record]) -> list[Matrix]:
-    """Accuracy by detector and generator, a panel for each form and degradation."""
+    """Accuracy by detector and generator, a panel for each form and degradation.
+
+    Below a detector's name: what it was trained on. Cells without a record are NaN.
+    """
+    names = short_names(r.detector for r in records)
     panels: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for r in records:
-        label = ", ".join(r.trained_on) or Path(r.detector).stem
+        label = "\n".join(filter(None, (names[r.detector], ", ".join(r.trained_on))))
         panel = panels.setdefault((r.form, r.degradation), {})
         panel.setdefault(label, {})[r.subset] = r.scores.accuracy
+    columns = list(dict.fromkeys(r.subset for r in records))
     out = []
     for (form, degradation), rows in panels.items():
-        columns = list(next(iter(rows.values())))
-        values = [[row[c] for c in columns] for row in rows.values()]
+        values = [[row.get(c, math.nan) for c in columns] for row in rows.values()]
         title = f"{form} {degradation}".strip()
         out.append(Matrix(title, list(rows), columns, values))
     return out
 
 
 def main(config: EvalConfig) -> int:
-    """Print the tables; write the records and the heat map where asked for."""
-    records = list(evaluate(config))
-    for line in lines(records):
-        print(line)
-    if config.output:
-        with atomic_path(config.output) as temporary:
-            content = [record.to_dict() for record in records]
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    if config.heatmap:
-        draw(matrices(records), config.heatmap, columns=3)
+    """Print the tables; write the records and the heat map where asked for.
+
+    The file of records is written anew with each of them, and what was done before a failure is
+    printed and drawn too: a table takes hours.
+    """
+    records: list[Record] = []
+    try:
+        for record in evaluate(config):
+            records.append(record)
+            if config.output:
+                with atomic_path(config.output) as temporary:
+                    content = [r.to_dict() for r in records]
+                    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    finally:
+        for line in lines(records):
+            print(line)
+        if config.heatmap and records:
+            draw(matrices(records), config.heatmap, columns=3)
     return 0
