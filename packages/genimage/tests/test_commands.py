@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from genimage.cli import main
-from genimage.detectors import make_detector
+from genimage.detectors import load_detector, make_detector
 from genimage.eval import short_names
 from genimage.index import open_index
 from papers_shared.checkpoints import file_metadata, load_state_dict, save_state_dict
@@ -76,7 +76,6 @@ def test_detect_of_good_files_ends_with_0(weights, tmp_path, make_picture, capsy
 
 def test_detect_says_unsure_where_the_probability_is_in_between(weights, tmp_path, make_picture):
     from genimage.detect import judge_file
-    from genimage.detectors import load_detector
 
     make_picture(1).save(tmp_path / "a.png")
     detector = load_detector(weights)
@@ -148,6 +147,21 @@ def test_every_recipe_takes_a_step(options, data, tmp_path) -> None:
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
+def test_a_training_is_refused_before_it_begins_and_told_what_to_do(data, tmp_path, capsys):
+    argv = ["train", str(data), "--detector", "mini_resnet", "--workers", "0", "--epochs", "1"]
+    argv += ["--output", str(tmp_path / "run"), "--batch-size", "12", "--subsets", "adm"]
+    (data / "ADM" / "train" / "ai" / "broken.png").touch()
+    assert "--max-unreadable" in error_of(capsys, *argv)
+    argv += ["--max-unreadable", "0.1"]
+    kept = data / "ADM" / "val" / "ai"
+    kept.rename(tmp_path / "ai")
+    assert "val/ of these generators holds one class only" in error_of(capsys, *argv, "--reindex")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "ai").rename(kept)
+    assert main([*argv, "--reindex"]) == 0
+    assert load_detector(tmp_path / "run" / "model.safetensors").facts["trained_on"] == ["ADM"]
+
+
 def test_an_unreadable_training_file_is_replaced_by_one_of_its_class(data, capsys) -> None:
     from genimage.train import Decoded
 
@@ -159,10 +173,14 @@ def test_an_unreadable_training_file_is_replaced_by_one_of_its_class(data, capsy
 
 
 def test_audit_finds_the_formats_bias_and_none_where_there_is_none(data, tmp_path, capsys) -> None:
-    assert main(["audit", str(data), "--subsets", "ADM"]) == 0
-    assert "BIASED" in capsys.readouterr().out
+    (data / "ADM" / "train" / "ai" / "broken.png").touch()
+    assert main(["audit", str(data), "--subsets", "imagenet_ai_0508_adm"]) == 0
+    printed = capsys.readouterr().out
+    assert "BIASED" in printed
+    assert "unusable ai: 1" in printed
     same = tmp_path / "same"
     argv = ["build", str(same), "--real", str(data / "ADM" / "train" / "nature")]
+    (data / "ADM" / "train" / "ai" / "broken.png").unlink()
     argv += ["--generated", f"mine={data / 'ADM' / 'train' / 'ai'}", "--size", "32"]
     assert main([*argv, "--val", "0.5", "--view", "crop"]) == 0
     report = tmp_path / "audit.json"

@@ -49,8 +49,13 @@ def test_empty_and_broken_files_are_listed_and_left_out(data: Path) -> None:
     index = open_index(data)
     assert [e.status for e in index.bad] == ["the file is empty", "not a picture in a known format"]
     with pytest.raises(ValueError, match="2 of 99"):
-        index.refuse_if_broken()
+        index.refuse_if_broken(0.01)
+    with pytest.raises(ValueError, match="2 of 51"):
+        index.refuse_if_broken(0.01, subsets=["adm"])
     index.refuse_if_broken(0.5)
+    # What is not used does not count.
+    index.refuse_if_broken(0.01, subsets=["home_made"])
+    index.refuse_if_broken(0.01, mode="val")
     # The truncated one has a whole header: decoding finds it.
     assert len(open_index(data, verify=True, rebuild=True).bad) == 3
 

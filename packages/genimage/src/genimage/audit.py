@@ -130,7 +130,7 @@ def audit(index: Index, subset: str, *, seed: int = 0) -> Report:
 
     Args:
         index: of the data.
-        subset: generator.
+        subset: generator, by the tables' name.
         seed: of the classifier's folds.
     """
     entries = index.select(subsets=[subset])
@@ -188,7 +188,7 @@ def lines(report: Report) -> Iterator[str]:
 def main(config: AuditConfig) -> int:
     """Print a report for each generator."""
     index = open_index(config.data, path=config.index, verify=config.verify, rebuild=config.reindex)
-    reports = [audit(index, subset, seed=config.seed) for subset in config.subsets or index.subsets]
+    reports = [audit(index, subset, seed=config.seed) for subset in index.named(config.subsets)]
     for report in reports:
         for line in lines(report):
             print(line)

@@ -149,6 +149,7 @@ class TrainConfig(DataConfig):
     cutmix: float = option(0.0, "alpha of cutmix")
     limit: int | None = option(None, "only the first pictures of each class and generator")
     val_limit: int | None = option(1000, "validation pictures of each class")
+    max_unreadable: float = option(0.01, "share of unreadable files that is tolerated")
 
     seed: int = option(0, "of every draw")
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "of the network")

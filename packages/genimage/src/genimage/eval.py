@@ -143,10 +143,10 @@ def evaluate(config: EvalConfig) -> Iterator[Record]:
         FileNotFoundError, ValueError: data, weights or options do not fit; the message says why.
     """
     index = open_index(config.data, path=config.index, verify=config.verify, rebuild=config.reindex)
-    index.refuse_if_broken(config.max_unreadable)
+    subsets = index.named(config.subsets)
+    index.refuse_if_broken(config.max_unreadable, mode=config.mode, subsets=subsets)
     names = list(PAPER) if config.degrade == ["paper"] else config.degrade
     degradations: list[Degradation | None] = [None, *map(Degradation.parse, names)]
-    subsets = config.subsets or index.subsets
     tests = [
         limited(index.select(mode=config.mode, subsets=[subset]), config.limit)
         for subset in subsets

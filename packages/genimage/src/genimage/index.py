@@ -131,6 +131,19 @@ class Index:
         known = [name for name in GENERATORS if name in found]
         return known + sorted(found - set(known))
 
+    def named(self, subsets: Iterable[str]) -> list[str]:
+        """Generators by the tables' names, each once, in the order given; none means all.
+
+        Raises:
+            ValueError: a generator is not in the data.
+        """
+        wanted, known = list(dict.fromkeys(map(canonical, subsets))), self.subsets
+        if missing := [name for name in wanted if name not in known]:
+            raise ValueError(
+                f"{self.root} has no generator {missing[0]!r}; it has {', '.join(known)}"
+            )
+        return wanted or known
+
     def select(
         self, *, mode: str | None = None, subsets: Iterable[str] = (), label: int | None = None
     ) -> list[Entry]:
@@ -139,35 +152,42 @@ class Index:
         Raises:
             ValueError: a generator is not in the data, or nothing is left.
         """
-        wanted = {canonical(name) for name in subsets}
-        if missing := wanted - set(self.subsets):
-            raise ValueError(
-                f"{self.root} has no generator {sorted(missing)[0]!r}; it has "
-                f"{', '.join(self.subsets)}"
-            )
+        wanted = self.named(subsets)
         found = [
             e
             for e in self.entries
             if (mode is None or e.mode == mode)
-            and (not wanted or e.subset in wanted)
+            and e.subset in wanted
             and (label is None or e.label == label)
         ]
         if not found:
-            what = f"{mode or 'any'} pictures of {', '.join(sorted(wanted)) or 'any generator'}"
+            what = f"{mode or 'any'} pictures of {', '.join(wanted)}"
             raise ValueError(f"{self.root} has no {what} that can be read")
         return found
 
-    def refuse_if_broken(self, share: float = 0.01) -> None:
-        """Fail where more than ``share`` of the files cannot be read.
+    def refuse_if_broken(
+        self, share: float, *, mode: str | None = None, subsets: Iterable[str] = ()
+    ) -> None:
+        """Fail where more than ``share`` of the files that ``select`` would choose among is bad.
 
         Raises:
             ValueError: so many.
         """
-        total = len(self.entries) + len(self.bad)
-        if len(self.bad) > share * total:
+        wanted = {canonical(name) for name in subsets}
+
+        def chosen(files: Iterable[Entry]) -> list[Entry]:
+            return [
+                e
+                for e in files
+                if (mode is None or e.mode == mode) and (not wanted or e.subset in wanted)
+            ]
+
+        bad = chosen(self.bad)
+        total = len(bad) + len(chosen(self.entries))
+        if len(bad) > share * total:
             raise ValueError(
-                f"{len(self.bad)} of {total} files under {self.root} cannot be read (first: "
-                f"{self.bad[0].path}: {self.bad[0].status}); get them again, or allow it with "
+                f"{len(bad)} of {total} files under {self.root} cannot be read (first: "
+                f"{bad[0].path}: {bad[0].status}); get them again, or allow it with "
                 "--max-unreadable"
             )
 

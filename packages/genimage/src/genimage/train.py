@@ -177,11 +177,26 @@ class Criterion:
         return grouped.flatten(0, 1)
 
 
-def validate(detector: Detector, index: Index, config: TrainConfig) -> Scores:
-    """On the val/ pictures of the generators trained on."""
-    entries = limited(index.select(mode="val", subsets=config.subsets), config.val_limit)
+def select(index: Index, config: TrainConfig) -> tuple[list[Entry], list[Entry]]:
+    """The files to train on, and those of the same generators to validate on.
+
+    Raises:
+        ValueError: too many files cannot be read, or a split lacks a class.
+    """
+    index.refuse_if_broken(config.max_unreadable, subsets=config.subsets)
+    out = []
+    for mode, limit in (("train", config.limit), ("val", config.val_limit)):
+        entries = limited(index.select(mode=mode, subsets=config.subsets), limit)
+        if len({entry.label for entry in entries}) < 2:
+            raise ValueError(f"{index.root}: {mode}/ of these generators holds one class only")
+        out.append(entries)
+    return out[0], out[1]
+
+
+def validate(detector: Detector, root: Path, entries: Sequence[Entry], workers: int) -> Scores:
+    """On pictures of an index, one crop of each."""
     single = with_geometry(detector.eval(), replace(detector.preset.geometry, crops=1))
-    judged = judge_entries(single, index.root, entries, batch_size=128, workers=config.workers)
+    judged = judge_entries(single, root, entries, batch_size=128, workers=workers)
     return score(judged.probabilities.tolist(), judged.labels.tolist())
 
 
@@ -194,17 +209,15 @@ def train(config: TrainConfig) -> Result:
     """
     preset = preset_of(config.detector)
     index = open_index(config.data, path=config.index, verify=config.verify, rebuild=config.reindex)
-    index.refuse_if_broken()
-    entries = limited(index.select(mode="train", subsets=config.subsets), config.limit)
-    if len({entry.label for entry in entries}) < 2:
-        raise ValueError(f"{config.data}: train/ of these generators holds one class only")
-    trained_on = config.subsets or index.subsets
+    trained_on = index.named(config.subsets)
+    config = replace(config, subsets=trained_on if config.subsets else [])
+    entries, held_out = select(index, config)
     intervals = (
         *("output", "workers", "log_every", "save_every", "tensorboard", "data", "index"),
-        *("reindex", "verify"),
+        *("reindex", "verify", "max_unreadable"),
     )
     output = config.output or Path("runs") / config.detector.replace(":", "_")
-    facts = {"detector": config.detector, "trained_on": list(trained_on), "data": index.root.name}
+    facts = {"detector": config.detector, "trained_on": trained_on, "data": index.root.name}
     run = Run(
         output,
         seed=config.seed,
@@ -244,7 +257,7 @@ def train(config: TrainConfig) -> Result:
                 scheduler.step()
         run.log(loss=loss)
         if run.epoch_done:
-            balanced = validate(detector, index, config).balanced
+            balanced = validate(detector, index.root, held_out, config.workers).balanced
             run.record(balanced_accuracy=balanced)
             run.save(best=balanced)
             if by_epoch:
@@ -253,7 +266,8 @@ def train(config: TrainConfig) -> Result:
                     break
 
     path = run.finish()
-    return Result(path, detector.eval(), validate(detector, index, config))
+    scores = validate(detector, index.root, held_out, config.workers)
+    return Result(path, detector.eval(), scores)
 
 
 def main(config: TrainConfig) -> int:
