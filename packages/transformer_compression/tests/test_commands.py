@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from papers_shared.language_models import tiny_llama
-from transformer_compression import METHODS, compress, parity
-from transformer_compression.bench import LANGUAGE_ROWS, Protocol, measure_row
+from transformer_compression import METHODS, compare, compress, parity
+from transformer_compression.bench import LANGUAGE_ROWS, Protocol, Row, measure_row
 from transformer_compression.cli import main
 from transformer_compression.compare import chosen_steps, markdown
 from transformer_compression.figures import draw_tables, plot
@@ -122,8 +122,6 @@ def test_operations_and_memory_are_the_models() -> None:
 
 
 def test_comparison_table_and_plots(tmp_path: Path) -> None:
-    from transformer_compression.bench import Row
-
     rows = {
         name: Row({"perplexity": p, "bytes": b, "forward_ms": 3.0})
         for name, p, b in (("dense", 20.0, 200.0), ("wanda", 30.5, 120.0))
@@ -147,6 +145,28 @@ def test_recorded_results_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixtur
     drawn = sorted(path.name for path in tmp_path.glob("**/*.svg"))
     assert drawn == ["perplexity_bytes.svg", "perplexity_forward_ms.svg"]
     assert "drawn: " in capsys.readouterr().out
+
+
+def test_a_comparison_keeps_its_rows_whatever_a_method_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+
+    def measure(dense: Any, steps: Any, *_: Any) -> Row:
+        if steps and steps[0][0] == "gptq":
+            raise AttributeError("no such layer")
+        table = tmp_path / "table.json"
+        kept.append(sorted(json.loads(table.read_text())["rows"]) if table.is_file() else [])
+        return Row({"perplexity": 20.0, "bytes": 100.0, "forward_ms": 3.0})
+
+    monkeypatch.setattr(compare, "measure_row", measure)
+    monkeypatch.setattr(compare, "load_model", lambda *_, **__: Loaded(None, "language"))
+    assert main(["compare", "--method", "rtn", "gptq", "nf4", "--output", str(tmp_path)]) == 0
+    assert kept == [[], ["dense"], ["dense", "rtn"]]
+    assert "gptq failed: AttributeError: no such layer" in capsys.readouterr().out
+    written = json.loads((tmp_path / "table.json").read_text())
+    assert list(written["rows"]) == ["dense", "rtn", "nf4"]
+    assert list(written["failed"]) == ["gptq"]
 
 
 def test_choosing_methods() -> None:

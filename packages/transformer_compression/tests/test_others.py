@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from papers_shared.language_models import tiny_llama
 from transformer_compression import compress
@@ -56,6 +57,15 @@ def test_skipped_layers_fill_their_caches() -> None:
     assert [layer.keys.shape[2] for layer in cache.layers] == [5] * 4
     with pytest.raises(ValueError, match="expected numbers of 1 to 3"):
         apply_early_exit(tiny_llama(layers=4), checks=[4])
+
+
+@pytest.mark.parametrize("kind", ["OPT", "Qwen3"])
+def test_early_exit_refuses_models_of_another_kind(kind: str) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "vocab_size": 97}
+    more = {"word_embed_proj_dim": 32, "ffn_dim": 48} if kind == "OPT" else {"head_dim": 16}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **more)
+    with pytest.raises(ValueError, match="knows Llama-like models"):
+        apply_early_exit(getattr(transformers, f"{kind}ForCausalLM")(config))
 
 
 def test_what_is_accepted_or_replaced_has_the_targets_law() -> None:

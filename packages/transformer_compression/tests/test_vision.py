@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,14 @@ from papers_shared.data.cifar10 import Cifar10
 from papers_shared.language_models import tiny_llama
 from papers_shared.tables.recipe import Context, Needs
 from transformer_compression.compressing import compress_in_turn
+from transformer_compression.core import Data
+from transformer_compression.measure import vision_quality
+from transformer_compression.methods import METHODS
+from transformer_compression.models import Loaded, vision_data
+from transformer_compression.quantize.vision import PREPARED, prepare
 from transformer_compression.vision import recipes
 from transformer_compression.vision.config import VisionTrainConfig
-from transformer_compression.vision.data import augment, normalise
+from transformer_compression.vision.data import accuracy, augment, normalise
 from transformer_compression.vision.reproduce import TABLES
 from transformer_compression.vision.train import learning_rate_factor, main, train
 from transformer_compression.vision.vit import SHIPPED, SMALL_VITS, build_vit, load_vit, path_of
@@ -49,6 +55,47 @@ def test_augmentation_crops_and_flips_as_the_generator_says() -> None:
     found = {next(k for k, v in crops.items() if torch.equal(v, one)) for one in made}
     assert len(found) > 20
     assert normalise(images).abs().max() < 5
+
+
+def test_pictures_and_fresh_parts_are_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.empty(1, device="meta"))
+            self.seen: list[str] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.append(x.device.type)
+            return torch.eye(10)[: len(x)]
+
+    # Autocast does not know this device.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    model = Elsewhere()
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    assert accuracy(model, images, torch.arange(4)).right == 4
+    assert model.seen == ["meta"]
+    for method in PREPARED:
+        vit = build_vit(depth=1).to("meta")
+        prepare(vit, method, {"bits": 4})
+        assert {t.device.type for t in [*vit.parameters(), *vit.buffers()]} == {"meta"}
+    for name in ("mixer_local", "moe"):
+        vit = METHODS[name](build_vit(depth=1).to("meta"), Data()).model
+        assert {t.device.type for t in vit.parameters()} == {"meta"}
+
+
+@needs_mirror
+def test_calibration_pictures_are_where_the_model_is() -> None:
+    data = vision_data(Loaded(build_vit(depth=1).to("meta"), "vision"), pictures=40, seed=0)
+    assert {t.device.type for t in [*data.batches, *data.labels]} == {"meta"}
+
+
+@pytest.mark.parametrize("options", [{"image_size": 64}, {"num_classes": 100}])
+def test_a_model_of_other_pictures_is_refused(options: dict[str, int]) -> None:
+    model = build_vit(depth=1, **options)
+    with pytest.raises(ValueError, match="32 x 32 and 10 classes"):
+        vision_data(Loaded(model, "vision"), pictures=1, seed=0)
+    with pytest.raises(ValueError, match="32 x 32 and 10 classes"):
+        vision_quality(model, pictures=1)
 
 
 def test_the_rate_rises_then_falls_to_zero() -> None:
@@ -156,6 +203,6 @@ def test_a_checkout_without_the_network_says_what_to_run(monkeypatch: Any) -> No
 @needs_mirror
 @pytest.mark.skipif(not path_of(SHIPPED).is_file(), reason=f"{SHIPPED} is not in this checkout")
 def test_the_shipped_network_knows_cifar() -> None:
-    from transformer_compression.vision.data import accuracy, exact_test_pictures
+    from transformer_compression.vision.data import exact_test_pictures
 
     assert accuracy(load_vit(), *exact_test_pictures(limit=300)).percent > 45

@@ -74,7 +74,7 @@ def vision_row(dense: Loaded, steps: Steps, config: CompareConfig, workdir: Path
     """Compress a copy of a vision transformer and measure it beside the dense one."""
     model, report = copy.deepcopy(dense.model), None
     if steps:
-        data = vision_data(pictures=config.calibration_pictures, seed=config.seed)
+        data = vision_data(dense, pictures=config.calibration_pictures, seed=config.seed)
         (name, options) = steps[0]
         model, report = compress(model, name, data, **options)
     model.eval()
@@ -110,7 +110,14 @@ def markdown(rows: Mapping[str, Row]) -> str:
 
 
 def main(config: CompareConfig) -> int:
-    """Measure all rows, print the table, and write table, data and plots."""
+    """Measure all rows, print the table, and write table, data and plots.
+
+    ``table.json`` grows row by row, so that an interrupted run keeps what it measured. A method
+    that fails on this model, whatever the error, is named with it; the others go on.
+
+    Raises:
+        Exception: the dense model could not be measured.
+    """
     dense = load_model(config.model, device=pick_device(config.device))
     wanted = chosen_steps(config.method, dense.domain)
     protocol = Protocol(
@@ -125,6 +132,7 @@ def main(config: CompareConfig) -> int:
     )
     rows: dict[str, Row] = {}
     failed: dict[str, str] = {}
+    config.output.mkdir(parents=True, exist_ok=True)
     for name, steps in wanted.items():
         print(f"{name} ({len(rows) + len(failed) + 1} of {len(wanted)})", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
@@ -133,21 +141,18 @@ def main(config: CompareConfig) -> int:
                     rows[name] = measure_row(dense, steps, protocol, Path(folder))
                 else:
                     rows[name] = vision_row(dense, steps, config, Path(folder))
-            except ValueError as error:  # a method may not fit this model; the others go on
-                failed[name] = str(error)
-    if "dense" not in rows:
-        raise ValueError(f"the dense model could not be measured: {failed['dense']}")
+            except Exception as error:
+                if not steps:
+                    raise
+                failed[name] = f"{type(error).__name__}: {error}"
+        values = {label: row.values for label, row in rows.items()}
+        described: dict[str, Any] = {"model": config.model, "rows": values, "failed": failed}
+        _write(config.output / "table.json", json.dumps(described, indent=2))
     table = markdown(rows)
     print(table)
     for name, why in failed.items():
-        print(f"{name} does not apply: {why}")
-    config.output.mkdir(parents=True, exist_ok=True)
-    values = {name: row.values for name, row in rows.items()}
-    described: dict[str, Any] = {"model": config.model, "rows": values, "does not apply": failed}
-    files = {"table.md": table + "\n", "table.json": json.dumps(described, indent=2) + "\n"}
-    for name, text in files.items():
-        with atomic_path(config.output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        print(f"{name} failed: {why}")
+    _write(config.output / "table.md", table)
     quality = next(name for name in QUALITY if name in values["dense"])
     plots = plot(
         values,
@@ -156,5 +161,11 @@ def main(config: CompareConfig) -> int:
         quality=(quality, COLUMNS[quality][0]),
         axes={"bytes": "MB by rule", "forward_ms": "milliseconds a pass"},
     )
-    print(f"written: {', '.join(str(p) for p in [config.output / n for n in files] + plots)}")
+    files = [config.output / "table.md", config.output / "table.json", *plots]
+    print(f"written: {', '.join(str(path) for path in files)}")
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")

@@ -13,7 +13,8 @@ __all__ = ["ApplyConfig", "CompareConfig", "EvalConfig", "ListConfig", "Reproduc
 
 MODEL_HELP = (
     "a Hugging Face folder or name; 'smollm2-135m' or 'stories260k'; a vision transformer: "
-    "'vit_cifar10', a file written by vision.train, or 'timm:NAME'"
+    "'vit_cifar10', a file written by vision.train, or 'timm:NAME' (of 32 pixels and 10 classes "
+    "for methods that look at pictures and for accuracy)"
 )
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -83,8 +83,9 @@ def language_quality(
 
 def vision_quality(model: nn.Module, *, pictures: int | None) -> dict[str, float]:
     """Top-1 on the first test pictures of CIFAR-10 that are stored exactly, in percent."""
-    from transformer_compression.vision.data import accuracy, exact_test_pictures
+    from transformer_compression.vision.data import accuracy, check_fits, exact_test_pictures
 
+    check_fits(model)
     images, labels = exact_test_pictures(limit=pictures)
     return {"top1": accuracy(model, images, labels).percent}
 

@@ -94,19 +94,23 @@ def language_data(
     return Data([b.to(device) for b in batches], tokenizer=loaded.tokenizer, progress=progress)
 
 
-def vision_data(*, pictures: int, seed: int, batch: int = 32, progress: Progress = silent) -> Data:
-    """Training pictures of CIFAR-10, drawn at random, normalised, with labels.
+def vision_data(
+    loaded: Loaded, *, pictures: int, seed: int, batch: int = 32, progress: Progress = silent
+) -> Data:
+    """Training pictures of CIFAR-10, drawn at random, normalised, with labels; where the model is.
 
     Raises:
         FileNotFoundError: CIFAR-10 is not here.
+        ValueError: a model of other pictures or classes.
     """
     from papers_shared.data.cifar10 import load_cifar10
-    from transformer_compression.vision.data import normalise
+    from transformer_compression.vision.data import check_fits, normalise
 
+    check_fits(loaded.model)
     train = load_cifar10("train")
     draw = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(train.images), generator=draw)[:pictures]
-    images: Tensor = normalise(train.images[chosen])
-    return Data(
-        list(images.split(batch)), list(train.labels[chosen].split(batch)), progress=progress
-    )
+    device = next(loaded.model.parameters()).device
+    images: Tensor = normalise(train.images[chosen]).to(device)
+    labels = train.labels[chosen].to(device)
+    return Data(list(images.split(batch)), list(labels.split(batch)), progress=progress)

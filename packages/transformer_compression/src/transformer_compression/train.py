@@ -92,7 +92,7 @@ def main(config: ApplyConfig) -> int:
                 seed=config.seed,
             )
         else:
-            data = vision_data(pictures=config.pictures, seed=config.seed)
+            data = vision_data(loaded, pictures=config.pictures, seed=config.seed)
     named = []
     for method, options in steps:
         if "seed" in method.options:

@@ -134,7 +134,7 @@ def from_cnn(model: Any, data: Data, *, steps: int, lr: float, alpha: float, har
     student = copy.deepcopy(model)
     report = distil_vit(
         student,
-        load_resnet20(),
+        load_resnet20().to(next(student.parameters()).device),
         _batches(data),
         loss="hard" if hard else "logits",
         steps=steps,

@@ -60,5 +60,6 @@ def moe(model: Any, data: Data, *, experts: int, top_k: int) -> Outcome:
     for layer in model.blocks if vit else model.model.layers:
         first: nn.Linear = layer.mlp.fc1 if vit else layer.mlp.up_proj
         hidden = max(1, first.out_features // top_k)
-        layer.mlp = MoEFeedForward(first.in_features, hidden, experts=experts, top_k=top_k)
+        made = MoEFeedForward(first.in_features, hidden, experts=experts, top_k=top_k)
+        layer.mlp = made.to(first.weight.device)
     return Outcome(model, notes=[FRESH])

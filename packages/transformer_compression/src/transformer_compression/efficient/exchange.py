@@ -56,13 +56,14 @@ def exchange_mixers(model: Any, name: str, **options: Any) -> Any:
         ValueError: another architecture, or a mixer that does not fit it.
     """
     layers = getattr(getattr(model, "model", None), "layers", None)
+    device = next(model.parameters()).device
     if layers is not None:
         width, heads = model.config.hidden_size, model.config.num_attention_heads
         for index, layer in enumerate(layers):
             mixer = build_mixer(name, width=width, heads=heads, **options)
             layer.self_attn = LlamaMixer(mixer, index)
         model.config.use_cache = False
-        return model
+        return model.to(device)
     blocks = getattr(model, "blocks", None)
     if blocks is None or not hasattr(blocks[0], "attn"):
         raise ValueError(
@@ -72,4 +73,4 @@ def exchange_mixers(model: Any, name: str, **options: Any) -> Any:
         heads = block.attn.num_heads
         mixer = build_mixer(name, width=model.embed_dim, heads=heads, causal=False, **options)
         block.attn = VitMixer(mixer)
-    return model
+    return model.to(device)

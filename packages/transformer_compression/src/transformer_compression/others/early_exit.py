@@ -52,11 +52,19 @@ def apply_early_exit(
         counts, which grow with every decoded token.
 
     Raises:
-        ValueError: checks outside the model.
+        ValueError: checks outside the model, or a model of another kind.
 
     Source: Schuster et al., CALM, arXiv 2207.07061 (softmax confidence); sheet 4.14.
     """
     blocks = find_blocks(model)
+    final = getattr(getattr(model, "model", None), "norm", None)
+    inside = {name for name, _ in blocks[0].named_modules()}
+    needed = {"input_layernorm", "self_attn.k_proj", "self_attn.v_proj"}
+    if final is None or not needed <= inside or "self_attn.k_norm" in inside:
+        raise ValueError(
+            f"{type(model).__name__}: early exit knows Llama-like models, with model.norm, "
+            f"input_layernorm and keys that have no norm of their own"
+        )
     depth = len(blocks)
     places = {depth // 2, depth * 3 // 4} - {0} if checks is None else set(checks)
     if not places or not places <= set(range(1, depth)):
@@ -77,7 +85,7 @@ def apply_early_exit(
         state.layers += one
         if one and index + 1 in places:
             hidden = out[0] if isinstance(out, tuple) else out
-            logits = model.lm_head(model.model.norm(hidden[:, -1]))
+            logits = model.lm_head(final(hidden[:, -1]))
             state.exited = bool(logits.float().softmax(-1).max() > threshold)
         return out
 

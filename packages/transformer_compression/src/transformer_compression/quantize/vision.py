@@ -197,6 +197,7 @@ def prepare(model: Any, method: str, options: Mapping[str, Any]) -> None:
             for norm in ("norm1", "norm2"):
                 layer = getattr(block, norm)
                 setattr(block, norm, nn.Sequential(Quantizer(_factor, 8, (width,)), layer))
+    model.to(next(model.parameters()).device)
 
 
 class _Seen:

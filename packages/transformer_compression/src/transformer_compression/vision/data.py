@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,21 @@ class Accuracy:
         return f"{self.percent:.2f} % ({self.right} of {self.of})"
 
 
+def check_fits(model: Any) -> None:
+    """Refuse a timm vision transformer that CIFAR-10 says nothing about.
+
+    Raises:
+        ValueError: other pictures than 32 x 32, or other than 10 classes.
+    """
+    size, classes = tuple(model.patch_embed.img_size), model.num_classes
+    if size != (32, 32) or classes != 10:
+        raise ValueError(
+            f"the model takes pictures of {size[0]} x {size[1]} and knows {classes} classes; the "
+            f"pictures here are CIFAR-10's, 32 x 32 and 10 classes: methods that look at pictures, "
+            f"and accuracy, need such a model"
+        )
+
+
 def exact_test_pictures(
     data: Cifar10 | None = None, *, limit: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -81,14 +97,15 @@ def accuracy(
 
     Args:
         model: in eval mode: normalised (B, 3, S, S) -> logits.
-        images: uint8 (N, 3, S, S).
+        images: uint8 (N, 3, S, S), on any device.
         labels: int64 (N,).
         batch_size: pictures a step.
         bf16: matrix products in bfloat16, twice as fast on CPUs that have it.
     """
     right = 0
+    device = next(model.parameters()).device
     for batch, wanted in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
-            logits = model(normalise(batch))
-        right += int((logits.argmax(1) == wanted).sum())
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(normalise(batch.to(device)))
+        right += int((logits.argmax(1) == wanted.to(logits.device)).sum())
     return Accuracy(right, len(labels))
