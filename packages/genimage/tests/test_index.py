@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -112,6 +113,52 @@ def test_a_folder_that_changed_is_indexed_anew(data: Path) -> None:
     os.utime(data / NAME, (time.time() - 100,) * 2)
     (data / "ADM" / "val" / "ai" / "000_tag_00000.PNG").unlink()
     assert len(open_index(data).entries) == 95
+
+
+def test_a_generator_moved_here_or_away_with_its_old_dates_is_noticed(data, tmp_path) -> None:
+    away = tmp_path / "away"
+    (data / "home_made").rename(away)
+    assert open_index(data).subsets == ["ADM"]
+    away.rename(data / "home_made")  # its folders are older than the index
+    assert open_index(data).subsets == ["ADM", "home_made"]
+    (data / "home_made").rename(away)
+    assert open_index(data).subsets == ["ADM"]
+
+
+def test_a_file_unpacked_into_a_folder_that_keeps_its_date_is_noticed(data: Path) -> None:
+    folder = data / "ADM" / "val" / "ai"
+    assert len(open_index(data).entries) == 96
+    stamp = folder.stat()
+    (folder / "new.png").write_bytes((folder / "000_tag_00000.PNG").read_bytes())
+    os.utime(folder, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert len(open_index(data).entries) == 97
+
+
+def test_verify_builds_anew_what_was_not_verified_and_only_that(data, monkeypatch) -> None:
+    whole = (data / "ADM" / "train" / "ai" / "000_tag_00000.PNG").read_bytes()
+    (data / "ADM" / "train" / "ai" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    assert len(open_index(data).bad) == 0
+    assert len(open_index(data, verify=True).bad) == 1
+    monkeypatch.setattr(indexing, "build_index", None)  # from here on nothing is built
+    assert len(open_index(data, verify=True).bad) == len(open_index(data).bad) == 1
+
+
+def test_an_interrupted_build_of_a_root_that_shrank_is_no_index(data, monkeypatch) -> None:
+    path = data / NAME
+    monkeypatch.setattr(Path, "replace", lambda *_: None)  # leaves .part, with every file
+    build_index(data, path)
+    monkeypatch.undo()
+    shutil.rmtree(data / "home_made")
+    with pytest.raises(ValueError, match=r"changed since .* --reindex"):
+        open_index(data)
+    assert len(open_index(data, rebuild=True).entries) == 48
+
+
+def test_verify_does_not_go_on_behind_a_build_that_did_not_decode(data, monkeypatch) -> None:
+    monkeypatch.setattr(Path, "replace", lambda *_: None)
+    build_index(data, data / NAME)
+    monkeypatch.undo()
+    assert {e.status for e in open_index(data, verify=True).entries} == {"decoded"}
 
 
 def test_the_index_of_a_folder_that_cannot_be_written_lies_in_the_cache(data, monkeypatch) -> None:

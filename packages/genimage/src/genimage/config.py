@@ -53,7 +53,9 @@ class DataConfig:
     data: Path = option(..., DATA_HELP, positional=True)
     index: Path | None = option(None, "index file (default: beside the data, else in the cache)")
     reindex: bool = option(False, "build the index anew")
-    verify: bool = option(False, "decode every file while indexing, to find damaged ones")
+    verify: bool = option(
+        False, "decode every file while indexing, to find damaged ones, if that was not done yet"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ COLUMNS = (
     *("path", "generator", "mode", "class", "width", "height", "compression_rate"),
     *("subset", "format", "subsampling", "bytes", "shard", "offset", "status"),
 )
-OK = "ok"
+OK, DECODED = "ok", "decoded"  # the status of usable files: header read, all of it decoded
 Bytes = bytes  # ``bytes`` is a field below
 NAME = "genimage_index.csv"
 
@@ -48,7 +48,7 @@ class Entry:
         bytes: of the file.
         shard: the tar that holds it, relative to the root; empty for plain files.
         offset: of its first byte in the shard.
-        status: ``ok``, or why it cannot be used.
+        status: ``ok``, ``decoded`` (found whole with ``verify``), or why it cannot be used.
     """
 
     path: str
@@ -203,12 +203,13 @@ def default_path(root: Path) -> Path:
 def open_index(
     root: Path | str, *, path: Path | None = None, verify: bool = False, rebuild: bool = False
 ) -> Index:
-    """The index of a data root, built where there is none or folders changed since.
+    """The index of a data root, built where there is none or where the data changed since.
 
     Args:
         root: see ``layout``, or a folder of WebDataset shards (``*.tar``) of that layout.
         path: of the index file; ``default_path`` if left out.
-        verify: decode every file while building (finds files whose header alone is whole).
+        verify: decode every file while building (finds files whose header alone is whole); an
+            index built without it is built anew.
         rebuild: build it anew.
 
     Raises:
@@ -219,21 +220,20 @@ def open_index(
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; expected GENERATOR/{{train,val}}/...")
     path = path or default_path(root)
-    if rebuild or not path.is_file() or _outdated(root, path):
+    index = None if rebuild else _current(root, path, verify=verify)
+    if index is None:
         with _alone(path):
             # Another process (of the same training, say) may have built it meanwhile.
-            if rebuild or not path.is_file() or _outdated(root, path):
+            index = None if rebuild else _current(root, path, verify=verify)
+            if index is None:
                 build_index(root, path, verify=verify, restart=rebuild)
-    entries: list[Entry] = []
-    bad: list[Entry] = []
-    for entry in read_index(path):
-        (entries if entry.status == OK else bad).append(entry)
-    if not entries:
+                index = _read(root, path)
+    if not index.entries:
         raise ValueError(
             f"{root} holds no readable picture in GenImage's layout, "
             "GENERATOR/{train,val}/{ai,nature}/FILE"
         )
-    return Index(root, tuple(entries), tuple(bad), path)
+    return index
 
 
 @contextlib.contextmanager
@@ -250,12 +250,41 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _outdated(root: Path, path: Path) -> bool:
-    """Whether a folder of pictures or a shard is newer than the index."""
+def _read(root: Path, path: Path) -> Index:
+    entries: list[Entry] = []
+    bad: list[Entry] = []
+    for entry in read_index(path):
+        (entries if entry.status in (OK, DECODED) else bad).append(entry)
+    return Index(root, tuple(entries), tuple(bad), path)
+
+
+def _current(root: Path, path: Path, *, verify: bool) -> Index | None:
+    """The index in a file; None where there is none, the data changed, or it was not verified.
+
+    A change shows as a folder of pictures (or a shard) newer than the index, or, as moved and
+    unpacked folders keep their old dates, as one that holds another number of files than the index.
+    """
+    if not path.is_file():
+        return None
     built = path.stat().st_mtime
+    index = _read(root, path)
+    files = (*index.entries, *index.bad)
     shards = sorted(root.glob("*.tar"))
-    places = shards or [root / folder for folder, _ in walk(root)]
-    return any(place.stat().st_mtime > built for place in places)
+    if shards:
+        same = {shard.name for shard in shards} == {entry.shard for entry in files}
+        places = shards
+    else:
+        listed = Counter(entry.path.rpartition("/")[0] for entry in files)
+        found = dict(walk(root))
+        places = [root / folder for folder in found]
+        same = listed == {
+            folder: len(names)
+            for folder, names in found.items()
+            if names and place_of(PurePosixPath(folder, names[0]), root_name=root.name)
+        }
+    if not same or any(place.stat().st_mtime > built for place in places):
+        return None
+    return None if verify and any(entry.status == OK for entry in index.entries) else index
 
 
 def read_index(path: Path) -> Iterator[Entry]:
@@ -280,35 +309,43 @@ def build_index(root: Path, path: Path, *, verify: bool = False, restart: bool =
         restart: forget what an interrupted build has written.
 
     Returns:
-        how many files are ``ok``, ``unusable`` and ``resumed`` (found by the earlier build).
+        how many files are ``usable``, ``unusable`` and ``resumed`` (found by the earlier build).
+
+    Raises:
+        ValueError: the root changed since the interrupted build.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     if restart:
         part.unlink(missing_ok=True)
-    done, last = _written(part)
+    done, last = _written(part, verify=verify)
+    changed = f"{root} changed since {part} was begun; build it anew with --reindex"
     counts: Counter = Counter(resumed=done)
+    number = -1
     with part.open("a", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         if stream.tell() == 0:
             writer.writerow(COLUMNS)
         for number, entry in enumerate(_scan(root, skip=done, verify=verify)):
-            if number == 0 and last and (entry is None or entry.path != last):
-                raise ValueError(
-                    f"{root} changed since {part} was begun; build it anew with --reindex"
-                )
-            if entry is None or (number == 0 and last):
+            if number == 0 and last:
+                if entry.path != last:
+                    raise ValueError(changed)
                 continue
             writer.writerow(entry.row())
-            counts[OK if entry.status == OK else "unusable"] += 1
+            counts["usable" if entry.status in (OK, DECODED) else "unusable"] += 1
             if sys.stderr.isatty() and sum(counts.values()) % 1000 == 0:
                 print(f"\rindex: {sum(counts.values()):,} files", end="", file=sys.stderr)
+    if last and number < 0:  # the root has fewer files by now
+        raise ValueError(changed)
     part.replace(path)
     return counts
 
 
-def _written(part: Path) -> tuple[int, str]:
-    """How many files an interrupted build has listed, and the last of them; cuts a torn line."""
+def _written(part: Path, *, verify: bool) -> tuple[int, str]:
+    """How many files an interrupted build has listed, and the last of them; cuts a torn line.
+
+    A build that did not decode is no beginning of one that does: it is forgotten.
+    """
     if not part.is_file():
         return 0, ""
     data = part.read_bytes()
@@ -317,10 +354,13 @@ def _written(part: Path) -> tuple[int, str]:
         with part.open("r+b") as stream:
             stream.truncate(whole)
     lines = list(csv.reader(data[:whole].decode("utf-8").splitlines()))
+    if verify and any(line[-1] == OK for line in lines):
+        part.unlink()
+        return 0, ""
     return (len(lines) - 1, lines[-1][0]) if len(lines) > 1 else (0, "")
 
 
-def _scan(root: Path, *, skip: int, verify: bool) -> Iterator[Entry | None]:
+def _scan(root: Path, *, skip: int, verify: bool) -> Iterator[Entry]:
     """Entries from number ``skip`` on; before them the last skipped one, to compare with."""
     number = 0
     for path, shard, offset, size in _files(root):
@@ -336,7 +376,7 @@ def _scan(root: Path, *, skip: int, verify: bool) -> Iterator[Entry | None]:
                 stream.seek(offset)
                 data = stream.read(size)
         width = height = 0
-        quality, kind, subsampling, status = None, "", "", OK
+        quality, kind, subsampling, status = None, "", "", DECODED if verify else OK
         try:
             if isinstance(data, Path):
                 size = data.stat().st_size
