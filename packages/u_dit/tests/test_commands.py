@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from papers_shared.checkpoints import load_state_dict, save_state_dict
+from papers_shared.diffusion.class_pipeline import guided_channels
 from papers_shared.diffusion.examples import load_examples
 from u_dit.cli import main
 from u_dit.model import build
@@ -83,6 +85,23 @@ def test_a_network_is_trained_resumed_sampled_from_and_measured(folder, tmp_path
     command = ["eval", "--weights", weights, "--data", str(folder), "--output", str(scores)]
     assert main(command) == 0
     assert 0 < json.loads(scores.read_text())["noise_mse"] < 3
+    (folder / "green").rename(folder / "grey")
+    assert main(command) == 2
+    assert "class 1 of the data is 'grey', of the network 'green'" in capsys.readouterr().err
+    shutil.copytree(folder / "red", folder / "violet")  # its label would be the network's for no class
+    assert main(command) == 2
+    assert "the data have 4 classes, the network 3" in capsys.readouterr().err
+
+
+def test_a_few_examples_of_a_folder_are_of_all_classes(folder) -> None:
+    few = load_examples(str(folder), image_size=8, limit=6)
+    assert len(few) == 6
+    assert set(few.labels.tolist()) == {0, 1, 2}
+    again = load_examples(str(folder), image_size=8, limit=6)
+    whole = load_examples(str(folder), image_size=8)
+    assert torch.equal(few.labels, again.labels)
+    same = [i for i in range(len(whole)) if any(torch.equal(whole[i][0], x) for x, _ in few)]
+    assert [int(whole.labels[i]) for i in same] == few.labels.tolist()
 
 
 def test_a_picture_depends_on_its_class_and_seed_alone() -> None:
@@ -110,6 +129,18 @@ def test_guidance_is_the_networks_own_on_the_channels_asked_for() -> None:
     assert not torch.allclose(ours[:, :3], plain[:, :3], atol=1e-3)
 
 
+def test_other_latents_than_the_authors_are_guided_whole() -> None:
+    assert [guided_channels(n) for n in (1, 3, 4, 32)] == [1, 3, 3, 32]
+    assert guided_channels(32, 4) == 4
+    with pytest.raises(ValueError, match="33 channels to guide, expected 1 to 32"):
+        guided_channels(32, 33)
+    made = pipeline(in_channels=8)
+    options = {"seeds": [1], "num_inference_steps": 2, "output_type": "latent"}
+    whole = made([0], 4.0, guidance_channels=8, **options).images
+    assert torch.equal(made([0], 4.0, **options).images, whole)
+    assert not torch.equal(made([0], 4.0, guidance_channels=3, **options).images, whole)
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])
 def test_other_samplers_take_the_noise_alone(sampler) -> None:
     made = UDiTPipeline(as_model(random_network()), None, make_scheduler(sampler))
@@ -128,6 +159,12 @@ def test_a_pipeline_is_saved_and_loaded_as_diffusers_does(tmp_path) -> None:
     again.set_progress_bar_config(disable=True)
     options = {"seeds": [1], "num_inference_steps": 2, "output_type": "latent"}
     assert torch.equal(made([2], **options).images, again([2], **options).images)
+    other = load_pipeline(tmp_path, sampler="dpm")
+    assert isinstance(other.scheduler, type(make_scheduler("dpm")))
+    with pytest.raises(ValueError, match="tells its network itself"):
+        load_pipeline(tmp_path, variant="U-DiT-S")
+    with pytest.raises(FileNotFoundError, match="no folder of an autoencoder"):
+        load_pipeline(tmp_path, vae="nowhere")
 
 
 def test_merged_and_plain_networks_make_the_same_pictures(tmp_path) -> None:

@@ -43,7 +43,7 @@ def load_pipeline(
     *,
     variant: str = "",
     vae: str | Path = "",
-    sampler: Sampler = "ddpm",
+    sampler: Sampler | None = None,
     merge: bool = True,
 ) -> UDiTPipeline:
     """A pipeline from weights, on the CPU; the network that ships if none are named.

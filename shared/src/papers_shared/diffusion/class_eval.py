@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +71,31 @@ def noise_error(
         output = model(x.to(device), t.to(device), labels.to(device)).cpu()
         errors.append((noise - output[:, : x0.shape[1]]).square().mean((1, 2, 3)))
     return torch.cat(errors)
+
+
+def check_classes(examples: Examples, count: int, names: Sequence[str]) -> None:
+    """Examples must have a network's classes: a label of theirs would mean another one.
+
+    Args:
+        examples: the data.
+        count: classes of the network.
+        names: of them, where its file tells them. Numbers, as cached latents have them in place of
+            names, are not compared.
+
+    Raises:
+        ValueError: another number of classes, or other names.
+    """
+    own = examples.classes
+    if len(own) != count:
+        raise ValueError(f"the data have {len(own)} classes, the network {count}")
+    numbers = tuple(str(i) for i in range(count))
+    if names and numbers not in (own, tuple(names)):
+        for label, (ours, theirs) in enumerate(zip(own, names, strict=True)):
+            if ours != theirs:
+                raise ValueError(
+                    f"class {label} of the data is {ours!r}, of the network {theirs!r}; the folder "
+                    "needs the names that it was trained on"
+                )
 
 
 def pictures_of(source: Path, *, role: str, side: int | None = None) -> list[Tensor]:
@@ -168,17 +193,22 @@ def evaluate(config: ClassEvalConfig, family: ClassFamily) -> int:
             device=device,
         )
     if config.weights:
-        model, _ = load_network(family, config.weights, variant=config.variant)
+        model, facts = load_network(family, config.weights, variant=config.variant)
         options: Any = model.options
         size = options.input_size
         examples = load_examples(
-            config.data, split="test", data_path=config.data_path, image_size=size
+            config.data,
+            split="test",
+            data_path=config.data_path,
+            image_size=size,
+            limit=config.first,
         )
         if (examples.channels, examples.side) != (options.in_channels, size):
             raise ValueError(
                 f"{config.data} has {examples.channels}x{examples.side}x{examples.side}, the "
                 f"network takes {options.in_channels}x{size}x{size}"
             )
+        check_classes(examples, options.num_classes, facts.get("classes", ()))
         errors = noise_error(
             model.to(device),
             examples,

@@ -19,6 +19,7 @@ VAE_HELP = (
     "autoencoder of a network of latents: 'taef2', or a folder of diffusers' AutoencoderKL "
     "(the authors' is stabilityai/sd-vae-ft-ema)"
 )
+LIMIT_HELP = "only so many examples: of a folder drawn at random, of CIFAR-10 the first"
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -43,12 +44,18 @@ class ClassSampleConfig:
     vae: str = option("", VAE_HELP)
     variant: str = option("", "network of a file that does not say it itself")
     guidance: float = option(1.5, "scale of classifier-free guidance; 1: none", short="--cfg")
-    guidance_channels: int = option(3, "so many first channels are guided; the authors' 3")
+    guidance_channels: int | None = option(
+        None, "so many first channels are guided (default: 3 of 3 or 4, as the authors'; else all)"
+    )
     steps: int = option(250, "evaluations of the network; 10 to 50 with --sampler dpm")
-    sampler: Literal["ddpm", "ddim", "dpm"] = option("ddpm", "ancestral as the paper's, or other")
+    sampler: Literal["ddpm", "ddim", "dpm"] | None = option(
+        None, "ddpm: ancestral as the paper's (default: that, or what a pipeline's folder holds)"
+    )
     seed: int = option(0, "picture i is drawn from seed + i")
     batch_size: int = option(8, "pictures at a time and process")
-    merge: bool = option(True, "merge the feed-forward nets before")
+    merge: bool = option(
+        True, "merge the feed-forward nets before (not of a pipeline's folder, used as it is)"
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "of the network")
     device: Device = option("auto", "where to compute")
 
@@ -65,7 +72,7 @@ class ClassTrainConfig:
     data: str = option(..., DATA_HELP)
     data_path: Path | None = option(None, "where CIFAR-10 lies, if in no mirror")
     image_size: int = option(32, "pictures are brought to this side")
-    limit: int | None = option(None, "only the first examples, this many")
+    limit: int | None = option(None, LIMIT_HELP)
     variant: str = option("", "the network")
     init: str = option("", "weights to start from (fine-tuning); label tables only if they fit")
     hidden_size: int | None = option(None, "another width than the variant's")
@@ -117,7 +124,7 @@ class ClassEvalConfig:
     variant: str = option("", "network of a file that does not say it itself")
     data: str = option("cifar10", DATA_HELP + "; of CIFAR-10 the test pictures")
     data_path: Path | None = option(None, "where CIFAR-10 lies, if in no mirror")
-    first: int = option(1000, "only the first examples, this many")
+    first: int = option(1000, LIMIT_HELP)
     batch_size: int = option(50, "examples at a time")
     seed: int = option(0, "of steps and noise")
     device: Device = option("auto", "where to compute")

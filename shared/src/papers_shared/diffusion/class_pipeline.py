@@ -62,6 +62,26 @@ def generator_of(seed: int, *, device: str | torch.device = "cpu") -> torch.Gene
     return torch.Generator(device).manual_seed(seed_from(seed))
 
 
+def guided_channels(in_channels: int, asked: int | None = None) -> int:
+    """How many first channels are guided.
+
+    Args:
+        in_channels: of the network.
+        asked: so many; None: the 3 that the paper's numbers come from, where the network has 3 or
+            4 as the authors' have, else all.
+
+    Raises:
+        ValueError: more than the network has, or none.
+
+    Source: u_dit sheet 8.
+    """
+    if asked is None:
+        return 3 if in_channels == 4 else in_channels
+    if not 1 <= asked <= in_channels:
+        raise ValueError(f"{asked} channels to guide, expected 1 to {in_channels}")
+    return asked
+
+
 def autocast(device: torch.device, precision: str) -> Any:
     """torch's autocast for "bf16" and "fp16"; nothing for "no"."""
     if precision == "no":
@@ -108,7 +128,7 @@ class ClassPipeline(DiTPipeline):
         return_dict: bool = True,
         *,
         seeds: Sequence[int] | None = None,
-        guidance_channels: int = 3,
+        guidance_channels: int | None = None,
         respacing: str = "",
         mixed_precision: Literal["no", "bf16", "fp16"] = "no",
     ) -> ImagePipelineOutput | tuple:
@@ -122,8 +142,8 @@ class ClassPipeline(DiTPipeline):
             output_type: "pil", "np", "pt" (in [0, 1]) or "latent" (as the network gives them).
             return_dict: return an ``ImagePipelineOutput``, not a tuple.
             seeds: one a picture, in place of ``generator``.
-            guidance_channels: the first channels, which are guided; 3 is what the paper's numbers
-                come from, the rest and the variance are the conditional ones.
+            guidance_channels: the first channels, which are guided; the rest and the variance are
+                the conditional ones. None: see ``guided_channels``.
             respacing: which steps a ``DDPMScheduler`` takes, as ``adm.space_timesteps`` reads it
                 (default: ``num_inference_steps`` evenly spaced).
             mixed_precision: of the network.
@@ -143,12 +163,13 @@ class ClassPipeline(DiTPipeline):
         x = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         x = x * self.scheduler.init_noise_sigma
         self._set_timesteps(num_inference_steps, respacing, device)
+        guided = guided_channels(config.in_channels, guidance_channels)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
         for t in self.progress_bar(self.scheduler.timesteps):
             given = self.scheduler.scale_model_input(x, t)
             with autocast(device, mixed_precision):
-                output = self._predict(given, t, labels, guidance_scale, guidance_channels)
+                output = self._predict(given, t, labels, guidance_scale, guided)
             output = output.to(x.dtype)
             if not str(self.scheduler.config.get("variance_type")).startswith("learned"):
                 output = output[:, : config.in_channels]
@@ -240,7 +261,7 @@ def load_class_pipeline(
     *,
     variant: str = "",
     vae: str | Path = "",
-    sampler: Sampler = "ddpm",
+    sampler: Sampler | None = None,
     merge: bool = True,
     pipeline: type[ClassPipeline] = ClassPipeline,
 ) -> ClassPipeline:
@@ -251,28 +272,42 @@ def load_class_pipeline(
         weights: see ``load_network``, or a folder that ``save_pretrained`` wrote.
         variant: which network a file holds, where it does not say so.
         vae: see ``load_autoencoder``.
-        sampler: see ``make_scheduler``.
-        merge: merge the feed-forward nets: fewer operations, the same to rounding.
+        sampler: see ``make_scheduler``; None: 'ddpm', or what a folder holds.
+        merge: merge the feed-forward nets: fewer operations, the same to rounding. A folder's
+            network stays as it was saved.
         pipeline: the class to make.
 
     Raises:
         FileNotFoundError: a file or folder is not there.
-        ValueError: the file does not fit its network, or the autoencoder does not.
+        ValueError: the file does not fit its network, or the autoencoder does not; a variant
+            besides a folder.
     """
     if str(weights) and Path(weights).is_dir():
-        return pipeline.from_pretrained(weights)
+        if variant:
+            raise ValueError(f"{weights} is a pipeline's folder and tells its network itself")
+        made = pipeline.from_pretrained(weights)
+        saved: Any = made.transformer.options
+        if vae:
+            made.register_modules(vae=_autoencoder_for(saved, vae))
+        if sampler is not None:
+            scheduler = make_scheduler(sampler, learn_sigma=saved.learn_sigma)
+            made.register_modules(scheduler=scheduler)
+        return made
     network, facts = load_network(family, weights, variant=variant)
     options: Any = network.options
     if merge:
         network = family.merge(network)
-    autoencoder = None
-    if vae:
-        autoencoder = load_autoencoder(str(vae))
-        if autoencoder.config.latent_channels != options.in_channels:
-            raise ValueError(
-                f"the autoencoder has {autoencoder.config.latent_channels} latent channels, the "
-                f"network takes {options.in_channels}"
-            )
-    scheduler = make_scheduler(sampler, learn_sigma=options.learn_sigma)
+    autoencoder = _autoencoder_for(options, vae) if vae else None
+    scheduler = make_scheduler(sampler or "ddpm", learn_sigma=options.learn_sigma)
     names = {i: str(name) for i, name in enumerate(facts.get("classes", []))}
     return pipeline(family.as_model(network), autoencoder, scheduler, names or None)
+
+
+def _autoencoder_for(options: Any, name: str | Path) -> Any:
+    autoencoder = load_autoencoder(str(name))
+    if autoencoder.config.latent_channels != options.in_channels:
+        raise ValueError(
+            f"the autoencoder has {autoencoder.config.latent_channels} latent channels, the "
+            f"network takes {options.in_channels}"
+        )
+    return autoencoder

@@ -49,7 +49,11 @@ def sample_pictures(
     Raises:
         ValueError: options do not fit, or a network of latents has no autoencoder.
     """
-    from papers_shared.diffusion.class_pipeline import ClassPipeline, load_class_pipeline
+    from papers_shared.diffusion.class_pipeline import (
+        ClassPipeline,
+        guided_channels,
+        load_class_pipeline,
+    )
 
     count = len(config.classes) or 8 if config.count is None else config.count
     if count < 1 or config.batch_size < 1:
@@ -74,6 +78,9 @@ def sample_pictures(
         )
     if wrong := [c for c in config.classes if not 0 <= c < options.num_classes]:
         raise ValueError(f"class {wrong[0]}: this network has 0 .. {options.num_classes - 1}")
+    guided = guided_channels(options.in_channels, config.guidance_channels)
+    if part == 0 and config.guidance != 1:
+        print(f"guidance {config.guidance:g} of {guided} of {options.in_channels} channels")
     seeds = [config.seed + i for i in range(count)]
     labels = labels_of(config.classes, seeds, options.num_classes)
     config.output.mkdir(parents=True, exist_ok=True)
@@ -86,7 +93,7 @@ def sample_pictures(
             config.guidance,
             num_inference_steps=config.steps,
             seeds=[seeds[i] for i in batch],
-            guidance_channels=config.guidance_channels,
+            guidance_channels=guided,
             mixed_precision=config.mixed_precision,
         ).images
         for i, picture in zip(batch, pictures, strict=True):

@@ -122,7 +122,8 @@ def load_examples(
         split: of CIFAR-10; a folder is taken as it is.
         data_path: where CIFAR-10 lies, if in no mirror.
         image_size: pictures of folders are cropped to it, CIFAR's reduced by means.
-        limit: only the first, this many.
+        limit: only this many: of CIFAR-10, which is in no order, the first; of a folder, which is
+            in that of its classes, drawn at random, always the same.
 
     Raises:
         FileNotFoundError: there is no such folder, or CIFAR-10 is nowhere.
@@ -180,11 +181,12 @@ def sharded_examples(folder: Path, *, limit: int | None = None) -> Examples:
             f"{folder} lacks {len(missing)} of {len(files)} files ({missing[0]} first): the same "
             "`latents` command goes on where it was"
         )
-    labels = torch.cat([load_file(file)["labels"] for file in files])[:limit]
+    labels = torch.cat([load_file(file)["labels"] for file in files])
+    places = _drawn(len(labels), limit)
     opened: dict[int, Any] = {}
 
     def load(i: int) -> Tensor:
-        number, place = divmod(i, size)
+        number, place = divmod(int(places[i]), size)
         if number not in opened:
             opened[number] = safe_open(files[number], framework="pt").get_slice("latents")
         latents = opened[number][place].float()
@@ -193,7 +195,7 @@ def sharded_examples(folder: Path, *, limit: int | None = None) -> Examples:
     return Examples(
         "latents",
         load,
-        labels,
+        labels[places],
         tuple(facts["classes"]),
         facts["side"],
         facts["channels"],
@@ -220,8 +222,15 @@ def smaller(images: Tensor, side: int) -> Tensor:
     return F.avg_pool2d(images.float(), 32 // side).round().to(torch.uint8)
 
 
+def _drawn(count: int, limit: int | None) -> Tensor:
+    """Places of so many of ``count`` examples, in their order; all without a limit."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(count, generator=generator)[:limit].sort().values
+
+
 def _listed(files: list[list[Path]], limit: int | None) -> tuple[list[Path], Tensor]:
-    pairs = [(path, label) for label, paths in enumerate(files) for path in paths][:limit]
+    pairs = [(path, label) for label, paths in enumerate(files) for path in paths]
+    pairs = [pairs[i] for i in _drawn(len(pairs), limit)]
     return [path for path, _ in pairs], torch.tensor([label for _, label in pairs])
 
 
@@ -246,7 +255,7 @@ def _cached_latents(features: Path, labels: Path, limit: int | None) -> Examples
     files = sorted(features.glob("*.npy"), key=place)
     if len(files) == PUBLISHED:
         files = files[:-1]
-    files = files[:limit]
+    files = [files[i] for i in _drawn(len(files), limit)]
     if not files:
         raise ValueError(f"{features} holds no latents (*.npy)")
     if missing := [path.name for path in files if not (labels / path.name).is_file()]:
