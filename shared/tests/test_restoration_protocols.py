@@ -291,6 +291,16 @@ def test_pairs_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         PairedSet("rain100l", tmp_path / "rain")
 
 
+def test_real_denoising_is_measured_on_pairs_of_ones_own_too(tmp_path: Path) -> None:
+    for kind in ("input", "target"):
+        put(tmp_path / kind, FIVE)
+    scores = measure(identity, Task("real_denoise"), "own", folder=tmp_path)
+    assert len(scores.images) == 5
+    assert scores.means["psnr"] == float("inf")
+    with pytest.raises(FileNotFoundError, match="--data sidd=FOLDER"):
+        measure(identity, Task("real_denoise"), "sidd")
+
+
 def test_gopro_s_own_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few(monkeypatch, "gopro", 10)
     for scene in ("GOPR1", "GOPR2"):
@@ -321,8 +331,6 @@ def test_sidd_blocks(tmp_path: Path) -> None:
 def test_a_level_is_needed() -> None:
     with pytest.raises(ValueError, match="without a level"):
         measure(identity, Task("denoise"), "kodak24")
-    with pytest.raises(ValueError, match="sidd, with folder"):
-        measure(identity, Task("real_denoise"), "kodak24")
 
 
 # ------------------------------------------------- figures of independent scripts

@@ -257,16 +257,21 @@ class SIDDValidation:
             (www.eecs.yorku.ca/~kamel/sidd/benchmark.php), uint8 (40, 32, 256, 256, 3).
 
     Raises:
-        FileNotFoundError: a file is missing.
+        FileNotFoundError: no folder, or a file is missing.
         ImportError: scipy is missing.
         ValueError: a file holds something else.
     """
 
-    folder: Path | str
+    folder: Path | str | None
     blocks: tuple[Any, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         names = ("ValidationNoisyBlocksSrgb", "ValidationGtBlocksSrgb")
+        if self.folder is None:
+            raise FileNotFoundError(
+                "SIDD's validation blocks are not in the catalogue: give --data sidd=FOLDER with "
+                f"{names[0]}.mat and {names[1]}.mat of www.eecs.yorku.ca/~kamel/sidd/benchmark.php"
+            )
         arrays = tuple(_mat(Path(self.folder) / f"{name}.mat", name) for name in names)
         if arrays[0].shape != arrays[1].shape:
             raise ValueError(f"{self.folder}: {arrays[0].shape} noisy, {arrays[1].shape} clean")

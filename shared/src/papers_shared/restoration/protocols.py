@@ -265,7 +265,7 @@ def real_denoising(
 
     Args:
         restore: (1, 3, H, W) -> the same shape.
-        pairs: ``SIDDValidation``.
+        pairs: ``SIDDValidation``, or a ``PairedSet``.
         device: where the network computes.
         progress: told (done, total, name) after each picture.
 
@@ -324,9 +324,8 @@ def measure(
         quality = int(task.level)
         return jpeg_artifacts(restore, clean, quality=quality, channels=task.channels, **rest)
     if task.kind == "real_denoise":
-        if benchmark != "sidd" or folder is None:
-            raise ValueError(f"{task} is measured on sidd, with folder=FOLDER; got {benchmark!r}")
-        return real_denoising(restore, First(SIDDValidation(folder), first), **rest)
+        noisy = SIDDValidation(folder) if benchmark == "sidd" else PairedSet(benchmark, folder)
+        return real_denoising(restore, First(noisy, first), **rest)
     protocol = deraining if task.kind == "derain" else deblurring
     return protocol(restore, First(PairedSet(benchmark, folder), first), **rest)
 
