@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 
-from lipt import VARIANTS, build, convert, guess_config, init_from, load_official, merge
+from lipt import VARIANTS, build, convert, guess_config, load_official, merge
 from lipt.model import Config
 from lipt.official import layout_of, printed
 
@@ -122,22 +120,6 @@ def test_files_of_other_networks_and_variants_are_refused(make_network) -> None:
         load_official(state, VARIANTS["tiny_x2"])
     with pytest.raises(ValueError, match=r"1 missing \(tail.0.bias\)"):
         load_official({n: v for n, v in state.items() if n != "tail.0.bias"})
-
-
-def test_another_scale_starts_from_all_but_the_tail_and_says_so(make_network, caplog) -> None:
-    source, target = make_network(scale=2), build({**make_network().config.to_dict(), "scale": 4})
-    own_tail = target.tail[0].weight.clone()
-    with caplog.at_level(logging.WARNING):
-        kept = init_from(target, {"model_state_dict": source.state_dict()})
-    assert kept == ("tail.0.weight", "tail.0.bias")
-    assert "tail.0.weight, tail.0.bias" in caplog.text
-    assert torch.equal(target.tail[0].weight, own_tail)
-    assert torch.equal(target.head[0].weight, source.head[0].weight)
-    same = build(source.config)
-    assert init_from(same, source.state_dict()) == ()
-    assert torch.equal(same.tail[0].weight, source.tail[0].weight)
-    with pytest.raises(ValueError, match="does not fit"):
-        init_from(build(VARIANTS["tiny_x2"]), source.state_dict())
 
 
 def test_the_authors_log_rounds_upwards() -> None:

@@ -79,7 +79,7 @@ GENERATION_HELP = "network of a file that does not say it itself: g16, g48, g96,
 class GenerationSampleConfig(ClassSampleConfig):
     __doc__ = ClassSampleConfig.__doc__
 
-    weights: str = option(..., "a file that train-generation wrote, or U-DiT's in its release form")
+    weights: str = option(..., "a file that train-generation wrote")
     variant: str = option("", GENERATION_HELP)
 
 

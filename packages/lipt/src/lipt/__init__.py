@@ -20,7 +20,6 @@ _EXPORTS = {
     "merge": "hrm",
     "convert": "official",
     "guess_config": "official",
-    "init_from": "official",
     "load_official": "official",
 }
 __all__ = list(_EXPORTS)

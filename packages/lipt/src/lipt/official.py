@@ -10,14 +10,13 @@ Source: lipt sheet 3.6, 3.8 and 8.
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lipt.hrm import fold_batch_norm, merge_branches, part
 from lipt.model import LIPT, RGB_MEAN, Config, build
@@ -155,32 +154,6 @@ def load_official(
     network = build(config)
     load_strict(network, state, what="the checkpoint")
     return network.eval()
-
-
-def init_from(network: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
-    """Start a network from another scale's weights: all but ``tail``, where that does not fit.
-
-    Args:
-        network: receives the values; in the form that the checkpoint is in.
-        checkpoint: in the layout ``train`` or ``deploy``.
-
-    Returns:
-        the names that keep the network's own values, also written to the log.
-
-    Raises:
-        ValueError: anything outside ``tail`` does not fit.
-    """
-    state, own = read(checkpoint), network.state_dict()
-    kept = tuple(
-        name
-        for name, value in own.items()
-        if name.startswith("tail.") and (name not in state or state[name].shape != value.shape)
-    )
-    state |= {name: own[name] for name in kept}
-    load_strict(network, state, what="the checkpoint")
-    if kept:
-        logging.getLogger(__name__).warning("not taken from the checkpoint: %s", ", ".join(kept))
-    return kept
 
 
 def printed(mean: float, digits: int) -> float:

@@ -75,7 +75,7 @@ class TrainConfig:
     ema_decay: float = option(0.0, "of the averaged weights, which are then the result; 0: none")
     init: str = option("", "start from these weights, of this network")
     init_from: str = option(
-        "", "start from these, of another scale or number of channels: the tail begins anew"
+        "", "start from these, of another task or scale; a tail of another shape begins anew"
     )
 
     channels_last: bool = option(False, "layout of the pictures in memory; often faster")
