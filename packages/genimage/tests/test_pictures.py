@@ -201,8 +201,8 @@ def entry(**changes) -> Entry:
 
 def test_matching_compresses_both_classes_twice_and_crops_to_one_size(make_picture) -> None:
     real = entry(label=0, quality=80, subsampling="4:2:0", format="JPEG", height=30)
-    matching = Matching.of([entry(), real])
-    assert (matching.crop, matching.first) == (30, ((80, 2),))
+    matching, kept = Matching.of([entry(), real])
+    assert (matching.crop, matching.first, len(kept)) == (30, ((80, 2),), 2)
     picture = make_picture(5)
     once = jpeg(picture, 80, subsampling=2)
     box = (5, 3, 35, 33)
@@ -211,6 +211,17 @@ def test_matching_compresses_both_classes_twice_and_crops_to_one_size(make_pictu
     # A file that was a JPEG already is not compressed a third time.
     expected = jpeg(picture.crop(box), 96, subsampling=0)
     assert torch.equal(to_tensor(matching(picture, real)), to_tensor(expected))
+
+
+def test_a_few_small_files_do_not_decide_on_the_crop_and_are_counted() -> None:
+    real = [entry(label=0, width=500, height=375)] * 40 + [entry(label=0, width=60, height=80)] * 2
+    generated = [entry(width=512, height=512)] * 40
+    matching, kept = Matching.of([*real, *generated])
+    assert (matching.crop, len(kept)) == (375, 80)
+    assert "2 smaller files left out" in str(matching)
+    matching, kept = Matching.of([*generated, *generated])
+    assert (matching.crop, len(kept)) == (512, 80)
+    assert "left out" not in str(matching)
 
 
 def test_bands_of_a_spectrum_share_it_without_overlap() -> None:

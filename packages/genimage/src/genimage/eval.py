@@ -177,7 +177,7 @@ def _cell(
     steps: list[Before] = []
     said = []
     if form == "matched":
-        matching = Matching.of(entries, quality=config.match_quality)
+        matching, entries = Matching.of(entries, quality=config.match_quality)
         steps.append(matching)
         said.append(str(matching))
     if degradation is not None:
@@ -264,7 +264,7 @@ def short_names(files: Iterable[str]) -> dict[str, str]:
 
 
 def lines(records: Sequence[Record]) -> Iterator[str]:
-    """The records as tables, one for each form and degradation, the protocol in the header."""
+    """The records as tables, one for each form and degradation, their protocols in the header."""
     names = short_names(r.detector for r in records)
     wide = max(map(len, ("detector", *names.values())))
     seen: list[tuple[str, str]] = []
@@ -274,7 +274,10 @@ def lines(records: Sequence[Record]) -> Iterator[str]:
     for form, degradation in seen:
         rows = [r for r in records if (r.form, r.degradation) == (form, degradation)]
         yield ""
-        yield f"{form}{f', {degradation}' if degradation else ''}  [{rows[0].protocol}]"
+        yield f"{form}{f', {degradation}' if degradation else ''}"
+        for protocol in dict.fromkeys(r.protocol for r in rows):
+            tested = dict.fromkeys(r.subset for r in rows if r.protocol == protocol)
+            yield f"  [{', '.join(tested)}: {protocol}]"
         yield (
             f"{'detector':{wide}} {'tested on':18}"
             + "".join(f"{h:>8}" for h in COLUMNS.values())

@@ -1,4 +1,4 @@
-"""Pictures of an index in batches: decoded once, cropped before they are resized, kept as bytes."""
+"""Pictures of an index in batches: decoded once, resized and cropped as bytes (uint8)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 UNREADABLE = -1
 Before = Callable[["Image", Entry], "Image"]  # what is done to a picture before the geometry
+SMALLER = 0.05  # share of a class's files that a matched table may leave out for a larger crop
 _SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
 
 
@@ -32,34 +33,46 @@ class Matching:
     then every picture is cropped to one size and compressed by the same encoder.
 
     Attributes:
-        crop: side of the square, not larger than any picture.
+        crop: side of the square.
+        left_out: files that are smaller than it.
         quality, subsampling: of the last compression.
         first: quality and sub-sampling of the data's JPEG files, of which one is drawn.
         seed: of that draw, which depends on the file's path.
     """
 
     crop: int
+    left_out: int = 0
     quality: int = 96
     subsampling: int = 0
     first: tuple[tuple[int, int], ...] = ()
     seed: int = 0
 
     @classmethod
-    def of(cls, entries: Sequence[Entry], *, quality: int = 96, seed: int = 0) -> Matching:
-        """For a test set."""
+    def of(
+        cls, entries: Sequence[Entry], *, quality: int = 96, seed: int = 0
+    ) -> tuple[Matching, list[Entry]]:
+        """For a test set: the matching, and the files that are large enough for it.
+
+        The crop is the largest that all but ``SMALLER`` of the files of each class can give: a
+        few small files do not decide on the whole table.
+        """
+        sides: dict[int, list[int]] = {}
+        for e in entries:
+            sides.setdefault(e.label, []).append(min(e.width, e.height))
+        crop = min(sorted(found)[int(SMALLER * len(found))] for found in sides.values())
+        kept = [e for e in entries if min(e.width, e.height) >= crop]
         first = tuple(
-            (e.quality, _SUBSAMPLING.get(e.subsampling, 2))
-            for e in entries
-            if e.quality is not None
+            (e.quality, _SUBSAMPLING.get(e.subsampling, 2)) for e in kept if e.quality is not None
         )
-        crop = min(min(e.width, e.height) for e in entries)
-        return cls(crop, quality=quality, first=first, seed=seed)
+        left_out = len(entries) - len(kept)
+        return cls(crop, left_out, quality=quality, first=first, seed=seed), kept
 
     def __str__(self) -> str:
         once = "never-compressed files compressed once like the data's JPEGs, then " * bool(
             self.first
         )
-        return f"{once}centre crop {self.crop}, JPEG {self.quality} 4:4:4, both classes"
+        smaller = f" ({self.left_out} smaller files left out)" * bool(self.left_out)
+        return f"{once}centre crop {self.crop}{smaller}, JPEG {self.quality} 4:4:4, both classes"
 
     def __call__(self, picture: Image, entry: Entry) -> Image:
         """RGB -> RGB, crop x crop."""

@@ -164,8 +164,9 @@ def measure(detector: Any, index: Index, own: str) -> Run:
 
     def judged(subset: str, before: Any = None) -> Scores:
         entries = index.select(mode="val", subsets=[subset])
-        step = Matching.of(entries) if before == "matched" else before
-        found = judge_entries(detector, index.root, entries, before=step, batch_size=100)
+        if before == "matched":
+            before, entries = Matching.of(entries)
+        found = judge_entries(detector, index.root, entries, before=before, batch_size=100)
         return score(found.probabilities.tolist(), found.labels.tolist())
 
     return Run(
