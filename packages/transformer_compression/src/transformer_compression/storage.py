@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from papers_shared.checkpoints import atomic_path, load_file, load_strict, save_state_dict
 from transformer_compression.core import Data, Report
@@ -43,21 +43,28 @@ def save(model: Any, report: Report, folder: str | Path, *, tokenizer: Any = Non
             raise ValueError(
                 f"{living[0]} changes how the model runs, not its weights: apply it after load"
             )
-        described["domain"] = "language"
-        described["tokenizer"] = hasattr(tokenizer, "save_pretrained")
+        described |= _of_language(tokenizer)
         model.save_pretrained(folder)
         if described["tokenizer"]:
             tokenizer.save_pretrained(folder)
     else:
         described |= {"domain": "vision", "vit": _vit_sizes(model)}
         save_state_dict(model.state_dict(), folder / WEIGHTS)
+    return _describe(folder, described)
+
+
+def _of_language(tokenizer: Any) -> dict[str, Any]:
+    return {"domain": "language", "tokenizer": hasattr(tokenizer, "save_pretrained")}
+
+
+def _describe(folder: Path, described: dict[str, Any]) -> Path:
     with atomic_path(folder / REPORT) as temporary:
         temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
 def load(folder: str | Path) -> Loaded:
-    """A model that ``save`` wrote, with stock classes; it gives the same outputs.
+    """A model that ``save`` or ``export`` wrote, in floating point; it gives the same outputs.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -82,7 +89,9 @@ def load(folder: str | Path) -> Loaded:
 def export(
     model: Any, report: Report, folder: str | Path, *, format: str, tokenizer: Any = None
 ) -> Path:
-    """Write packed codes for other programs.
+    """Write packed codes for other programs, which compute with floating-point inputs.
+
+    ``load`` reads them too, and quantizes the inputs where the method did.
 
     Args:
         model, report: of ``compress``, with a method that leaves codes (rtn, gptq, awq …).
@@ -91,7 +100,7 @@ def export(
         tokenizer: of the model.
 
     Raises:
-        ValueError: the method leaves no codes, or the format cannot store them.
+        ValueError: the method leaves no codes, or the format cannot store them or the layers.
     """
     from papers_shared.quantization import export_compressed_tensors, export_gptq
 
@@ -100,45 +109,54 @@ def export(
             f"{' + '.join(report.methods)} leaves no codes to pack; take --format model, or a "
             f"method such as rtn, gptq or awq last"
         )
+    folder = Path(folder)
+    if unlike := _unlike_stock() & vars(model.config).keys():
+        raise ValueError(
+            f"{format} holds stock layers alone, which these are not any more "
+            f"({', '.join(sorted(unlike))}): take --format model"
+        )
     if format == "compressed-tensors":
-        return export_compressed_tensors(model, report.quantized, Path(folder), tokenizer=tokenizer)
-    if format not in ("gptq", "gptq_v2"):
+        export_compressed_tensors(model, report.quantized, folder, tokenizer=tokenizer)
+    elif format in ("gptq", "gptq_v2"):
+        export_gptq(model, report.quantized, folder, checkpoint_format=format, tokenizer=tokenizer)
+    else:
         raise ValueError(f"format={format!r}: expected compressed-tensors, gptq or gptq_v2")
-    return export_gptq(
-        model,
-        report.quantized,
-        Path(folder),
-        checkpoint_format=format,
-        tokenizer=tokenizer,
-    )
+    return _describe(folder, {"report": report.as_json(), **_of_language(tokenizer)})
 
 
 def _load_language(folder: Path) -> Any:
-    from transformer_compression.others.low_rank import RANKS, low_rank_structure
-    from transformer_compression.prune.removal import load_pruned
+    from papers_shared.language_models import load_causal_lm, load_weights
+    from transformer_compression.others.low_rank import low_rank_structure
+    from transformer_compression.prune.removal import RANKS, SIZES, cut_to, read_tensors
+    from transformer_compression.quantize.qat import LEARNED_INPUTS, restore_inputs
     from transformer_compression.quantize.smooth import InputRule, quantize_inputs
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if RANKS not in config:
-        model = load_pruned(folder)
+    if not config.keys() & _unlike_stock():
+        model = load_causal_lm(folder)
     else:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(folder), dtype=torch.float32
-        )
-        low_rank_structure(model, config[RANKS])
-        state: dict[str, Tensor] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            state |= load_file(file)
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        if set(missing) - set(getattr(model, "_tied_weights_keys", None) or ()) or unexpected:
-            raise ValueError(f"{folder}: weights are missing ({missing}) or too many: {unexpected}")
-        model.tie_weights()
-        model.eval()
+        ).eval()
+        state = read_tensors(folder)
+        if SIZES in config:
+            cut_to(model, config[SIZES])
+        low_rank_structure(model, config.get(RANKS, {}))
+        restore_inputs(model, state, config.get(LEARNED_INPUTS, 0))
+        load_weights(model, state, what=str(folder))
     if inputs := config.get("quantized_inputs"):
         quantize_inputs(model, InputRule(**inputs))
     return model
+
+
+def _unlike_stock() -> set[str]:
+    """Entries of config.json that say which layers are not those of the stock class."""
+    from transformer_compression.prune.removal import RANKS, SIZES
+    from transformer_compression.quantize.qat import LEARNED_INPUTS
+
+    return {RANKS, SIZES, LEARNED_INPUTS}
 
 
 def _vit_sizes(model: Any) -> dict[str, Any]:
@@ -153,6 +171,7 @@ def _vit_sizes(model: Any) -> dict[str, Any]:
 
 
 def _load_vit(folder: Path, described: dict[str, Any]) -> nn.Module:
+    from transformer_compression.quantize.qat import restore_inputs
     from transformer_compression.quantize.vision import PREPARED, prepare
     from transformer_compression.vision.vit import build_vit
 
@@ -175,10 +194,14 @@ def _load_vit(folder: Path, described: dict[str, Any]) -> nn.Module:
         attention.attn_dim = attention.qkv.out_features // 3
         attention.num_heads = attention.attn_dim // head_dim
     report = described["report"]
+    bits = 0
     for name, options in zip(report["methods"], report["options"], strict=True):
         if name in PREPARED:
             prepare(model, name, options)
         elif name in REAPPLIED:
             METHODS[name](model, Data(), **options)
+        elif name == "lsq":
+            bits = options["activation_bits"]
+    restore_inputs(model, state, bits)
     load_strict(model, state, what=str(folder))
     return model.eval()

@@ -122,5 +122,10 @@ def main(config: ApplyConfig) -> int:
             storage.export(
                 model, report, config.output, format=config.format, tokenizer=loaded.tokenizer
             )
+            if hasattr(model.config, "quantized_inputs"):
+                print(
+                    "  transformer-compression alone quantizes the inputs too; other programs "
+                    "read the weights"
+                )
         print(f"written to {config.output}")
     return 0

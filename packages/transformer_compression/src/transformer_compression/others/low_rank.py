@@ -21,9 +21,8 @@ from papers_shared.language_models import (
 )
 from papers_shared.quantization import Hessian
 from transformer_compression.core import Data, Outcome
+from transformer_compression.prune.removal import RANKS
 from transformer_compression.quantize.walk import add_inputs
-
-RANKS = "low_rank"  # in config.json: module name -> rank
 
 
 def rank_for(rows: int, inputs: int, ratio: float) -> int:
@@ -106,7 +105,7 @@ def low_rank_language(model: Any, data: Data, *, ratio: float, activations: bool
         ratio: of the weights that are left.
         activations: least error of outputs instead of weights.
     """
-    ranks: dict[str, int] = {}
+    ranks: dict[str, int] = dict(getattr(model.config, RANKS, None) or {})
     names = block_names(model)
     for index, block, stream in walk_blocks(model, data.batches, data.progress):
         linears = block_linears(block)

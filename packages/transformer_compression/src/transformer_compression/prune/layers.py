@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from papers_shared.complexity import count_parameters
-from papers_shared.language_models import find_blocks, run_block, walk_blocks
+from papers_shared.language_models import block_names, find_blocks, run_block, walk_blocks
+from transformer_compression.prune.removal import RANKS, SIZES
 
 Criterion = Literal["block_influence", "relative_magnitude", "angular", "random", "last"]
 
@@ -105,6 +106,7 @@ def remove_layers(model: Any, removed: Sequence[int]) -> None:
     stay = [i for i in range(len(blocks)) if i not in set(removed)]
     if not stay:
         raise ValueError("every layer would go")
+    names = block_names(model)
     fresh = [blocks[i] for i in stay]
     del blocks[len(stay) :]
     for index, block in enumerate(fresh):
@@ -115,8 +117,16 @@ def remove_layers(model: Any, removed: Sequence[int]) -> None:
     config = model.config
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = [config.layer_types[i] for i in stay]
-    if (sizes := getattr(config, "pruned_sizes", None)) is not None:
-        config.pruned_sizes = [sizes[i] for i in stay]
+    if (sizes := getattr(config, SIZES, None)) is not None:
+        setattr(config, SIZES, [sizes[i] for i in stay])
+    if (ranks := getattr(config, RANKS, None)) is not None:
+        renamed = {
+            names[new] + name.removeprefix(names[old]): rank
+            for new, old in enumerate(stay)
+            for name, rank in ranks.items()
+            if name.startswith(f"{names[old]}.")
+        }
+        setattr(config, RANKS, renamed)
     config.num_hidden_layers = len(stay)
 
 

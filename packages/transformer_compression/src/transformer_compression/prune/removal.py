@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from papers_shared.checkpoints import load_file
+from papers_shared.language_models import load_causal_lm, load_weights
+
+RANKS = "low_rank"  # in config.json: module name -> rank of its factors
 SIZES = "pruned_sizes"  # in config.json: [query heads, key/value heads, FFN channels] a layer
 FIELDS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
@@ -127,6 +131,29 @@ def save_pruned(model: Any, folder: str | Path) -> None:
     model.save_pretrained(folder)
 
 
+def cut_to(model: Any, sizes: Sequence[Sequence[int]]) -> None:
+    """Cut a freshly built model to ``layer_sizes``, for a state dict to be loaded.
+
+    Raises:
+        ValueError: query heads that are no multiple of the key/value heads.
+    """
+    for layer, (heads, kv_heads, channels) in zip(model.model.layers, sizes, strict=True):
+        attention, mlp = layer.self_attn, layer.mlp
+        if heads != kv_heads * attention.num_key_value_groups:
+            raise ValueError(f"{SIZES}: {heads} query heads for {kv_heads} key/value heads")
+        total = attention.k_proj.out_features // attention.head_dim
+        remove_heads(attention, range(kv_heads, total))
+        remove_channels(mlp, range(channels, mlp.gate_proj.out_features))
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's safetensors files."""
+    state: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        state |= load_file(file)
+    return state
+
+
 def load_pruned(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """Reload a structurally pruned model in one call, with transformers' own classes.
 
@@ -140,28 +167,13 @@ def load_pruned(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> An
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from papers_shared.checkpoints import load_file
-
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; give a folder of save_pretrained")
     sizes = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(SIZES)
     if sizes is None:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        return load_causal_lm(folder, dtype=dtype)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
-    for layer, (heads, kv_heads, channels) in zip(model.model.layers, sizes, strict=True):
-        attention, mlp = layer.self_attn, layer.mlp
-        if heads != kv_heads * attention.num_key_value_groups:
-            raise ValueError(f"{folder}: {heads} query heads for {kv_heads} key/value heads")
-        total = attention.k_proj.out_features // attention.head_dim
-        remove_heads(attention, range(kv_heads, total))
-        remove_channels(mlp, range(channels, mlp.gate_proj.out_features))
-    state: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        state |= load_file(file)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    if set(missing) - tied or unexpected:
-        raise ValueError(f"{folder}: the weights lack {missing} or have too much: {unexpected}")
-    model.tie_weights()
+    cut_to(model, sizes)
+    load_weights(model, read_tensors(folder), what=str(folder))
     return model.eval()

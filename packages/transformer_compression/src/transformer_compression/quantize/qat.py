@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,8 @@ from transformer_compression.core import Data, Outcome
 from transformer_compression.quantize.walk import weights_outcome
 
 Train = Literal["all", "scales"]
+LEARNED_INPUTS = "learned_inputs"  # in config.json: bits of the inputs whose steps were learned
+INPUT_STEP = ".input_quantizer.step"
 
 
 class LearnedStep(nn.Module):
@@ -71,6 +74,25 @@ class LearnedStepInput(nn.Module):
             self.step.data.copy_(2 * x.detach().abs().mean() / math.sqrt(top))
         step = self.step.clamp(min=1e-8).reshape([1] * x.ndim)
         return lsq(x, step, bits=self.bits)
+
+
+def quantize_input(linear: nn.Linear, bits: int) -> LearnedStepInput:
+    """Let a layer quantize its inputs; the step is in its state dict."""
+    quantizer = LearnedStepInput(bits).to(linear.weight.device)
+    linear.input_quantizer = quantizer
+    linear.register_forward_pre_hook(lambda m, a: (m.input_quantizer(a[0]), *a[1:]))
+    return quantizer
+
+
+@torch.no_grad()
+def restore_inputs(model: nn.Module, state: Mapping[str, Tensor], bits: int) -> None:
+    """``quantize_input`` for the layers whose steps a state dict holds, with those steps."""
+    for key, step in state.items():
+        name = key.removesuffix(INPUT_STEP)
+        if name != key:
+            linear = model.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            quantize_input(linear, bits).step.copy_(step)
 
 
 def quantized_linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -123,10 +145,7 @@ def lsq_train(
         if train == "all":
             trained.append(_parametrization(linear).original.requires_grad_())
         if activation_bits:
-            inputs = LearnedStepInput(activation_bits).to(linear.weight.device)
-            linear.input_quantizer = inputs
-            linear.register_forward_pre_hook(lambda m, a: (m.input_quantizer(a[0]), *a[1:]))
-            trained.append(inputs.step)
+            trained.append(quantize_input(linear, activation_bits).step)
     optimizer = torch.optim.Adam(trained, lr=lr)
     draw = random.Random(seed)
     device = next(model.parameters()).device
@@ -152,11 +171,9 @@ def lsq_train(
             parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
             linear.weight.copy_(hard.dequantize())
             quantized[name] = hard
-    outcome = weights_outcome(model.requires_grad_(True), quantized, details={"loss": losses})
-    if activation_bits:
-        note = "the inputs' learned steps live in this process's hooks; a saved model lacks them"
-        outcome.notes = (*outcome.notes, note)
-    return outcome
+    if activation_bits and hasattr(model, "config"):
+        setattr(model.config, LEARNED_INPUTS, activation_bits)
+    return weights_outcome(model.requires_grad_(True), quantized, details={"loss": losses})
 
 
 def _parametrization(linear: nn.Module) -> Any:
