@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from papers_shared.kernels import packed_linear_cpu
 from papers_shared.kernels.cpu_extension import ExtensionError
@@ -18,6 +19,7 @@ from papers_shared.kernels.packed_linear import (
     pack_linear,
     packed_linear,
 )
+from papers_shared.quantization import GridRule, round_to_nearest
 
 # out, in, group: rows and chunks that are not full, one group, groups across chunks
 SIZES = [(13, 576, 576), (8, 576, 64), (7, 40, 40), (6, 1024, 32), (5, 768, 256)]
@@ -102,6 +104,22 @@ def test_the_module_adds_its_bias_in_any_shape() -> None:
     expected = torch.nn.functional.linear(x, packed.dequantize(), bias)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
     assert packed_linear(x.double(), packed).dtype == torch.float64
+
+
+def test_the_module_moves_and_is_stored_whole() -> None:
+    weight = torch.randn(12, 64, generator=torch.Generator().manual_seed(0))
+    quantized = round_to_nearest(weight, GridRule(3, group=32, search="none"))
+    layer = PackedLinear.from_quantized(quantized, nn.Parameter(torch.arange(12.0)))
+    x = inputs(2, (12, 64, 32))
+    expected = torch.nn.functional.linear(x, quantized.dequantize(), layer.bias)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+    other = round_to_nearest(-weight, GridRule(3, group=32, search="none"))
+    again = PackedLinear.from_quantized(other, torch.zeros(12))
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(again(x), layer(x))
+    moved = layer.to("meta")
+    tensors = (moved.weight.words, moved.weight.scale, moved.weight.zero, moved.bias)
+    assert {t.device.type for t in tensors} == {"meta"}
 
 
 def test_several_threads_give_the_same(paths) -> None:

@@ -7,6 +7,10 @@ unpacked first and multiplied by torch.
 
     packed = pack_linear(codes, scale, zero, bits=4, group=64)
     y = packed_linear(x, packed)
+
+    for name, weight in quantized.items():  # module name -> QuantizedWeight
+        bias = model.get_submodule(name).bias
+        model.set_submodule(name, PackedLinear.from_quantized(weight, bias))
 """
 
 from __future__ import annotations
@@ -15,12 +19,16 @@ import functools
 import importlib.util
 import warnings
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from papers_shared.packing import pack_bits, unpack_bits
+
+if TYPE_CHECKING:
+    from papers_shared.quantization import QuantizedWeight
 
 ROWS = 4  # of a block of csrc/packed_linear.cpp
 UNIT = 32  # inputs that every group is a multiple of
@@ -227,14 +235,60 @@ def _warn_once(message: str) -> None:
 class PackedLinear(nn.Module):
     """``nn.Linear`` with packed weights, for inference.
 
+    Words, scales, zeros and bias are buffers: they move with the module and are in its state dict.
+
     Args:
         weight: what :func:`pack_linear` gives.
         bias: (out,) or None.
     """
 
+    words: Tensor
+    scale: Tensor
+    zero: Tensor
+    bias: Tensor | None
+
     def __init__(self, weight: PackedLinearWeight, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.weight, self.bias = weight, bias
+        self.bits, self.group = weight.bits, weight.group
+        self.out_features, self.in_features = weight.out_features, weight.in_features
+        self.register_buffer("words", weight.words)
+        self.register_buffer("scale", weight.scale)
+        self.register_buffer("zero", weight.zero)
+        self.register_buffer("bias", None if bias is None else bias.detach())
+
+    @classmethod
+    def from_quantized(cls, weight: QuantizedWeight, bias: Tensor | None = None) -> PackedLinear:
+        """A layer of the codes that RTN, GPTQ or CBQ leave.
+
+        Args:
+            weight: of 2, 3 or 4 bits.
+            bias: (out,) or None.
+
+        Raises:
+            ValueError: see :func:`pack_linear`.
+        """
+        grid = weight.grid
+        packed = pack_linear(weight.codes, grid.scale, grid.zero, bits=grid.bits, group=grid.group)
+        return cls(packed, bias)
+
+    @property
+    def weight(self) -> PackedLinearWeight:
+        """The packed matrix, where the module is."""
+        return PackedLinearWeight(
+            self.words,
+            self.scale.float(),
+            self.zero.float(),
+            self.bits,
+            self.group,
+            self.out_features,
+            self.in_features,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, bits={self.bits}, group={self.group}"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
