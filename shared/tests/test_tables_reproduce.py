@@ -149,6 +149,22 @@ def test_in_ci_with_a_mirror_an_exact_row_must_not_need_anything(paper, tmp_path
     assert "row ours: an exact row could not be computed: kodak24" in result.failures[0]
 
 
+def test_weights_without_a_published_checksum_are_their_users_to_bring(
+    paper, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setenv("PAPERS_MIRROR", str(tmp_path))
+    table = paper.reported.tables["table1"]
+    rows = {**table.rows, "ours": replace(table.rows["ours"], needs="or train it")}
+    tables = {"table1": replace(table, rows=rows)}
+    paper = replace(paper, reported=replace(paper.reported, tables=tables))
+    result = run(with_table(paper, ours=replace(OURS, assets=("vq_f4_autoencoder",))))
+    assert result.failures == ()
+    assert result.rows["ours"].state is State.NEEDS
+    assert "vq_f4_autoencoder is not on this machine" in result.rows["ours"].message
+    assert result.rows["ours"].message.endswith("; or train it")
+
+
 def test_a_recipe_can_say_itself_what_it_needs(paper):
     def needs_a_gpu(context):
         raise Needs("a GPU; then add --device cuda")

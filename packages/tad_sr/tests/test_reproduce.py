@@ -7,6 +7,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,7 @@ from papers_shared._basicsr import basicsr_module
 from papers_shared.cli import load_config
 from papers_shared.data.photos import PairFolder
 from papers_shared.diffusion import families
-from papers_shared.tables.recipe import Context
+from papers_shared.tables.recipe import Context, Needs
 from papers_shared.tables.schema import load
 from tad_sr import family, reproduce
 from tad_sr.cli import main
@@ -98,3 +99,38 @@ def test_a_shipped_network_is_scored_on_all_pairs(
     row = reproduce.small(Context("cpu", 0, tmp_path), weights="small")
     assert row.keys() <= REPORTED.tables["table2_val_sr"].columns.keys()
     assert all(measured.n == 3 for measured in row.values())
+
+
+def test_released_weights_fill_a_row_of_table_2_where_they_and_the_photos_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write_pairs(tmp_path / "pairs", count=2)
+    recipe = reproduce.TABLES["table2"].recipes["sinsr_1"]
+    files = {
+        "sinsr_realsr_v1": tiny.write_network(tmp_path / "student.safetensors"),
+        "vq_f4_autoencoder": "",  # the tiny network's file names its own
+        "imagenet_test": tmp_path / "pairs",
+    }
+    assert set(recipe.assets) == {*files, "lpips_alexnet_features"}
+    assets = {name: SimpleNamespace(path=path) for name, path in files.items()}
+    context = Context("cpu", 0, tmp_path, assets=assets)  # type: ignore[arg-type]
+    with pytest.raises(Needs, match="holds 2 pictures, imagenet_test has 3000"):
+        recipe.run(context)
+    monkeypatch.setitem(reproduce.PHOTOS, "imagenet_test", 2)
+    monkeypatch.setattr(reproduce, "WITH_REFERENCE", ("psnr", "ssim"))  # LPIPS needs its weights
+    monkeypatch.setattr(reproduce, "find_spec", lambda name: None)
+    row = recipe.run(context)
+    assert row.keys() == {"psnr", "ssim"}
+    assert all(measured.n == 2 for measured in row.values())
+
+
+@pytest.mark.parametrize("table", ["table2", "table3", "table2_val_sr"])
+def test_released_rows_fill_columns_of_their_tables(table: str) -> None:
+    columns = REPORTED.tables[table].columns
+    for row in reproduce.TABLES[table].recipes.keys() & reproduce.RELEASED.keys():
+        recipe = reproduce.TABLES[table].recipes[row]
+        sets = [name for name in recipe.assets if name in reproduce.PHOTOS]
+        for name in recipe.run.keywords["metrics"]:  # type: ignore[attr-defined]
+            for photos in sets:
+                prefix = f"{photos.removesuffix('_test')}_" if table == "table3" else ""
+                assert f"{prefix}{name}" in columns

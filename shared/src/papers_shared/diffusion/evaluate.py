@@ -92,10 +92,8 @@ def measure(
             where there are none; a folder of results that holds other pictures.
     """
     folder = pairs_folder(config.data)
-    has_references = any((folder / name).is_dir() for name in ("gt", "hq"))
-    pairs: PairFolder | Photos
-    pairs = PairFolder(folder) if has_references else Photos(folder)
-    device = pipeline.device
+    pairs = _pictures(folder)
+    has_references, device = isinstance(pairs, PairFolder), pipeline.device
     _check_metrics(config.metrics, folder, has_references=has_references, device=device)
     names = pairs.names[: config.first]
     with _result_folder(config.output, names, data=folder) as results:
@@ -114,6 +112,20 @@ def measure(
             return score(results)
         with _references(folder, names, all_names=pairs.names) as references:
             return score(results, references)
+
+
+def picture_count(config: EvalConfig) -> int:
+    """How many pictures ``measure`` would enlarge, were there no ``first``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``measure``.
+    """
+    return len(_pictures(pairs_folder(config.data)).names)
+
+
+def _pictures(folder: Path) -> PairFolder | Photos:
+    has_references = any((folder / name).is_dir() for name in ("gt", "hq"))
+    return PairFolder(folder) if has_references else Photos(folder)
 
 
 class Photos:
@@ -185,18 +197,32 @@ def _references(folder: Path, names: list[str], *, all_names: list[str]) -> Iter
         yield Path(some)
 
 
-def check_validation(data: str) -> None:
-    """Refuse at the start of a training what it could not validate on hours later; '' is none.
+def check_validation(data: str, *, scale: int, first: int | None = None) -> None:
+    """Refuse at the start of a training what it could not validate on hours later.
+
+    Args:
+        data: see ``pairs_folder``; '' is none.
+        scale: of the network.
+        first: only the first pairs, this many.
 
     Raises:
         FileNotFoundError: the pairs are not on this machine.
-        ValueError: a picture has no partner.
+        ValueError: a picture has no partner, or gt is not ``scale`` times as large as lq.
     """
-    if data:
-        try:
-            PairFolder(pairs_folder(data))
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}; or go without validation: --validation ''") from None
+    if not data:
+        return
+    try:
+        pairs = PairFolder(pairs_folder(data))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; or go without validation: --validation ''") from None
+    for i in range(len(pairs))[:first]:
+        name, lq, gt = pairs[i]
+        (h, w), (height, width) = lq.shape[1:], gt.shape[1:]
+        if (height, width) != (scale * h, scale * w):
+            raise ValueError(
+                f"{data}: {name} has a gt of {height}x{width} and an lq of {h}x{w}, the network's "
+                f"scale is {scale}; name other pairs, or go without validation: --validation ''"
+            )
 
 
 def validation_psnr(
