@@ -218,9 +218,10 @@ def test_gradients_reach_every_parameter(conditioning: str) -> None:
     model = random_network(replace(TINY, conditioning=conditioning))
     model(*inputs()).square().mean().backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    # What nothing is conditioned on is not learned.
+    # What nothing is conditioned on is not learned, and several processes are to know it.
     assert [n for n in still if not n.startswith("time_embed")] == []
     assert bool(still) == (conditioning == "none")
+    assert still == [name for name, p in model.named_parameters() if not p.requires_grad]
 
 
 @torch.no_grad()

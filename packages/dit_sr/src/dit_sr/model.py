@@ -178,6 +178,8 @@ class DiTSR(ConditionalUNet):
             )
         widths, sides = config.widths, config.sides
         super().__init__(config)
+        if config.conditioning == "none":  # several processes wait for gradients of what is trained
+            self.time_embed.requires_grad_(False)
         levels = range(len(widths))
 
         def stage(level: int, depth: int) -> list[nn.Module]:
