@@ -86,12 +86,14 @@ class Objects:
     def gather(self) -> None:
         """What all processes have to do before the first one writes: nothing."""
 
-    def write(self, folder: Path) -> None:
-        """Write everything into an existing folder."""
+    def write(self, folder: Path, *, metadata: Mapping[str, str]) -> None:
+        """Write everything into an existing folder; ``metadata`` is of the first model."""
         for number, model in enumerate(self.bare()):
-            save_state_dict(model.state_dict(), folder / _model_file(number))
+            about = metadata if number == 0 else None
+            save_state_dict(model.state_dict(), folder / _model_file(number), metadata=about)
         if self.ema is not None:
-            save_state_dict(self.ema.model.state_dict(), folder / "ema.safetensors")
+            path = folder / "ema.safetensors"
+            save_state_dict(self.ema.model.state_dict(), path, metadata=metadata)
         scaler = self._accelerator.scaler
         rest = {
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],

@@ -51,7 +51,8 @@ class Run:
         save_every: steps between checkpoints.
         keep: how many checkpoints are kept.
         tensorboard: also log to ``output/tensorboard``.
-        metadata: written into the finished weight files, beside the step.
+        metadata: what the first model's weight files say of it, those in checkpoints too, beside
+            the step.
 
     Attributes:
         step: completed updates.
@@ -389,7 +390,7 @@ class Run:
                 partial / f"process_{self.accelerator.process_index}.pt",
             )
             if self._log is not None:  # the main process
-                self._trained.write(partial)
+                self._trained.write(partial, metadata=self._about())
                 facts = {
                     "step": self.step,
                     "processes": self.accelerator.num_processes,
@@ -404,14 +405,16 @@ class Run:
     def _write_weights(self, suffix: str = "") -> None:
         self._trained.gather()
         if self.is_main:
-            metadata = {**self._metadata, "step": str(self.step)}
-            self._trained.write_weights(self.output, suffix=suffix, metadata=metadata)
+            self._trained.write_weights(self.output, suffix=suffix, metadata=self._about())
+
+    def _about(self) -> dict[str, str]:
+        return {**self._metadata, "step": str(self.step)}
 
     def _save_nonfinite(self, loss: Tensor) -> None:
         folder = self.output / "nonfinite" / f"step_{self.step + 1:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         self._trained.gather()
-        self._trained.write(folder)
+        self._trained.write(folder, metadata=self._about())
         rank = self.accelerator.process_index
         torch.save({"batch": self._batch, "loss": loss.detach()}, folder / f"batch_{rank}.pt")
         if self._progress is not None:

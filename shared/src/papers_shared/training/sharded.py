@@ -116,11 +116,11 @@ class ShardedObjects(Objects):
             self._whole["ema"] = get_model_state_dict(model, options=WHOLE)
             self.average.swap(model)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, *, metadata: Mapping[str, str]) -> None:
         """Write what ``gather`` has brought together."""
-        save_state_dict(self._whole["model"], folder / "model.safetensors")
+        save_state_dict(self._whole["model"], folder / "model.safetensors", metadata=metadata)
         if self.average is not None:
-            save_state_dict(self._whole["ema"], folder / "ema.safetensors")
+            save_state_dict(self._whole["ema"], folder / "ema.safetensors", metadata=metadata)
         write_tensors({"optimizer": self._whole["optimizer"]}, folder / "state.pt")
 
     def load(self, folder: Path) -> None:
