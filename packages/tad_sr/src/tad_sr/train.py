@@ -53,7 +53,7 @@ def loss_config(config: TrainConfig) -> LossConfig:
 
 
 def train(config: TrainConfig) -> Trained:
-    """Distil a teacher; see ``TrainConfig``. Resumes from ``config.output``.
+    """Distil a teacher; see ``TrainConfig``. Resumes from ``config.output``, for more steps too.
 
     Raises:
         ValueError: the configuration does not fit itself, the data or an earlier run.
@@ -67,7 +67,6 @@ def train(config: TrainConfig) -> Trained:
         )
     if FAMILY.path_of(config.teacher).is_dir():
         raise ValueError(f"{config.teacher} is a folder; give the teacher's file of weights")
-    check_validation(config.validation)
     teaching = load_pipeline(
         FAMILY, config.teacher, variant=config.variant, autoencoder=config.autoencoder
     )
@@ -75,8 +74,11 @@ def train(config: TrainConfig) -> Trained:
         {f.name: teaching.unet.config[f.name] for f in dataclasses.fields(SwinUNetConfig)}
     )
     scheduler = student_scheduler(teaching.scheduler)
+    scale = scheduler.config.scale_factor
+    check_validation(config.validation, scale=scale, first=config.validation_first)
     settings = {key: value for key, value in asdict(config).items() if key not in INTERVALS}
     settings.pop("cache_folder")
+    settings["total_steps"] = settings.pop("steps")
     run = Run(
         config.output,
         seed=config.seed,
@@ -89,7 +91,7 @@ def train(config: TrainConfig) -> Trained:
         save_every=config.save_every,
         tensorboard=config.tensorboard,
     )
-    device, scale = run.accelerator.device, scheduler.config.scale_factor
+    device = run.accelerator.device
     vae, teacher = teaching.vae.to(device), teaching.unet.to(device)
     student = FAMILY.model(**network.to_dict())
     student.load_state_dict(teacher.state_dict())

@@ -101,13 +101,18 @@ def train_denoiser(
 ) -> Trained:
     """Train the denoiser ``network``; see ``DenoiserConfig``. Resumes from ``config.output``.
 
+    A finished run goes on for more ``steps`` where the learning rate ends constant.
+
     Raises:
         ValueError: the configuration does not fit itself, the data or an earlier run.
         FileNotFoundError: photos or autoencoder are not here; the message says how to get them.
     """
-    check_validation(config.validation)
+    scale = scheduler.config.scale_factor
+    check_validation(config.validation, scale=scale, first=config.validation_first)
     output = config.output or Path("runs") / config.variant
     settings = {key: value for key, value in asdict(config).items() if key not in INTERVALS}
+    if config.lr_schedule == "constant":  # nothing depends on where it ends
+        settings["total_steps"] = settings.pop("steps")
     run = Run(
         output,
         seed=config.seed,
@@ -120,7 +125,6 @@ def train_denoiser(
         save_every=config.save_every,
         tensorboard=config.tensorboard,
     )
-    scale = scheduler.config.scale_factor
     vae: Any = load_autoencoder(config.autoencoder).to(run.accelerator.device)
     _check_sizes(config, network, vae, scale=scale)
     model: nn.Module = family.model(**network.to_dict())

@@ -174,11 +174,14 @@ def refuse_differences(folder: Path, saved: Mapping[str, Any], now: Mapping[str,
     """Compare a checkpoint's configuration with this run's.
 
     A larger total_steps is fine, and so is an option that the checkpoint does not know, being
-    older, and that is off: false, zero, empty or None.
+    older, and that is off: false, zero, empty or None. Where this run has total_steps, an older
+    checkpoint's ``steps`` are those.
 
     Raises:
         ValueError: they differ; names the keys with both values.
     """
+    if "total_steps" in now and "steps" not in now and "steps" in saved:
+        saved = {("total_steps" if key == "steps" else key): v for key, v in saved.items()}
     differing = [
         f"{key}={_show(saved, key)} (now {_show(now, key)})"
         for key in sorted({*saved, *now})
