@@ -1,6 +1,8 @@
 """Training ResShift-like denoisers: pairs, loss, schedule, validation, what is refused."""
 
 import importlib
+import json
+import pickle
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from papers_shared.checkpoints import load_state_dict
+from papers_shared.data import photos as photo_data
 from papers_shared.diffusion import train_denoiser as training
+from papers_shared.diffusion import training as pairing
 from papers_shared.diffusion.commands import DenoiserConfig, PairsConfig
+from papers_shared.diffusion.evaluate import check_validation
+from papers_shared.diffusion.families import load_pipeline
 from papers_shared.diffusion.scheduler import ResShiftScheduler
 from papers_shared.diffusion.train_denoiser import (
     PerceptualLoss,
@@ -166,10 +173,37 @@ def test_only_photos_that_are_large_enough_serve(photos):
         photos_of(["LSDIR"], least=8)
 
 
-def pool_of(photos, **changes):
-    return PairsConfig(
-        photos=[photos], crop=16, degradation="testing", pool=3, pool_size=32, **changes
+def test_photos_of_class_folders_stay_in_their_files_where_they_are_many(
+    photos, tmp_path, monkeypatch
+):
+    for i, name in enumerate(("n02", "n01")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes((Path(photos) / f"{i}.png").read_bytes())
+    decoded = []
+    read = photo_data.read_image
+    monkeypatch.setattr(
+        photo_data, "read_image", lambda path, **o: decoded.append(path) or read(path, **o)
     )
+    few = photos_of([str(tmp_path)], least=1)
+    assert len(decoded) == 2
+    monkeypatch.setattr(pairing, "IN_MEMORY", 3 * 70 * 70)
+    decoded.clear()
+    many = photos_of([str(tmp_path)], least=1)
+    assert not decoded
+    assert [p.shape[1] for p in many] == [70, 60]
+    assert all(map(torch.equal, few, many))
+    with pytest.raises(FileNotFoundError, match="none of 2 photos"):
+        photos_of([str(tmp_path)], least=80)
+    # Nothing is asked of photos that any size of serves, once they are too many to be kept.
+    (tmp_path / "n02" / "b.png").write_text("no image")
+    assert len(photos_of([str(tmp_path)], least=1)) == 3
+    with pytest.raises(ValueError, match=r"b\.png cannot be opened"):
+        photos_of([str(tmp_path)], least=2)
+
+
+def pool_of(photos, **changes):
+    given = {"crop": 16, "rescale": False, "degradation": "testing", "pool": 3, "pool_size": 32}
+    return PairsConfig(photos=[photos], **{**given, **changes})
 
 
 def test_a_pool_is_made_once_and_refused_to_other_settings(photos, tmp_path):
@@ -193,7 +227,10 @@ class Recorder:
         self.output = output
 
     def loader(self, dataset, **options):
-        self.dataset, self.options = dataset, options
+        self.dataset, self.transform = dataset, options["transform"]
+
+    def sample(self, index, seed):
+        return self.transform(self.dataset[index], torch.Generator().manual_seed(seed))
 
 
 def test_crops_of_a_pool_cut_both_pictures_at_the_same_place(photos, tmp_path, monkeypatch):
@@ -205,7 +242,7 @@ def test_crops_of_a_pool_cut_both_pictures_at_the_same_place(photos, tmp_path, m
     assert len(run.dataset) == 2
     seen = set()
     for seed in range(200):
-        pair = run.options["transform"](0, torch.Generator().manual_seed(seed))
+        pair = run.sample(0, seed)
         assert pair["lq"].shape == (3, 4, 4)
         large = pair["lq"].repeat_interleave(4, -1).repeat_interleave(4, -2)
         assert torch.equal(pair["gt"], large)
@@ -216,13 +253,59 @@ def test_crops_of_a_pool_cut_both_pictures_at_the_same_place(photos, tmp_path, m
 
 def test_without_a_pool_a_photo_is_degraded_anew_for_each_sample(photos, tmp_path):
     run = Recorder(tmp_path)
-    config = replace(pool_of(photos), pool=0, crop=32)
+    config = pool_of(photos, pool=0, crop=32)
     pair_loader(run, config, scale=4, batch_size=2, workers=0)
-    one, two = (run.options["transform"](1, torch.Generator().manual_seed(s)) for s in (0, 1))
+    one, two = (run.sample(1, seed) for seed in (0, 1))
     assert (one["gt"].shape, one["lq"].shape) == ((3, 32, 32), (3, 8, 8))
     assert -1 <= one["gt"].min() < 0 < one["gt"].max() <= 1
     assert not torch.equal(one["lq"], two["lq"])
     assert not list(tmp_path.iterdir())
+
+
+def test_an_epoch_is_a_hundred_crops_of_a_photo_or_fewer_of_many(photos, tmp_path, monkeypatch):
+    run, config = Recorder(tmp_path), pool_of(photos, pool=0, crop=32)
+    pair_loader(run, config, scale=4, batch_size=2, workers=0)
+    assert len(run.dataset) == 200
+    assert torch.equal(run.dataset[3], photos_of([photos], least=32)[1])
+    monkeypatch.setattr(pairing, "EPOCH", 1)
+    pair_loader(run, config, scale=4, batch_size=2, workers=0)
+    assert len(run.dataset) == 2
+
+
+@pytest.mark.parametrize("degradation", ["testing", "face"])
+def test_a_rescaled_crop_shows_the_short_side_and_smaller_photos_serve_too(tmp_path, degradation):
+    pytest.importorskip("cv2")
+    scale = 1 if degradation == "face" else 4
+    (tmp_path / "photos").mkdir()
+    ramp = torch.arange(64).expand(3, 64, 64) / 64
+    write_image(ramp, tmp_path / "photos" / "ramp.png")
+    run = Recorder(tmp_path)
+    for crop, change in ((32, 2.0), (96, 1.0)):
+        config = pool_of(str(tmp_path / "photos"), crop=crop, degradation=degradation, pool=0)
+        pair_loader(run, replace(config, rescale=True), scale=scale, batch_size=2, workers=0)
+        gt = run.sample(0, 0)["gt"]
+        assert gt.shape == (3, crop, crop)
+        steps = (gt[0, 0, 1:9] - gt[0, 0, :8]).abs() * 127.5
+        torch.testing.assert_close(steps.mean().item(), change * 255 / 64, rtol=0.1, atol=0)
+    pooled = pool_of(str(tmp_path / "photos"), pool_size=96, rescale=True)
+    high, _ = pair_pool(pooled, scale=4, folder=tmp_path)
+    assert high.shape == (3, 3, 96, 96)
+    with pytest.raises(ValueError, match="other settings"):
+        pair_pool(replace(pooled, rescale=False), scale=4, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"pool": 0, "crop": 32}, {"pool": 0, "crop": 32, "degradation": "face"}],
+    ids=["pool", "photos", "faces"],
+)
+def test_what_workers_are_given_can_be_sent_to_new_processes(photos, tmp_path, changes):
+    """Where processes are spawned, not forked: macOS, Windows."""
+    run, scale = Recorder(tmp_path), 1 if "degradation" in changes else 4
+    pair_loader(run, pool_of(photos, **changes), scale=scale, batch_size=2, workers=4)
+    wanted = run.sample(1, 7)
+    run.dataset, run.transform = pickle.loads(pickle.dumps((run.dataset, run.transform)))
+    assert all(torch.equal(value, wanted[name]) for name, value in run.sample(1, 7).items())
 
 
 # --------------------------------------------------------------------------- the loop
@@ -237,6 +320,7 @@ def start(photos, tmp_path, tmp_path_factory):
             **{
                 "photos": [photos],
                 "crop": 32,
+                "rescale": False,
                 "degradation": "testing",
                 "pool": 3,
                 "pool_size": 32,
@@ -256,6 +340,43 @@ def start(photos, tmp_path, tmp_path_factory):
         return train_denoiser(config, toy.FAMILY, toy.CONFIG, scheduler)
 
     return run
+
+
+def test_a_finished_run_goes_on_for_more_steps_and_ends_as_a_longer_one(start, tmp_path):
+    start(steps=4, output=tmp_path / "whole")
+    start(steps=2)
+    start(steps=4)
+    for name in ("model", "model_ema"):
+        one, other = (
+            load_state_dict(tmp_path / r / f"{name}.safetensors") for r in ("whole", "run")
+        )
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+    with pytest.raises(ValueError, match=r"total_steps=4 \(now 2\)"):
+        start(steps=2)
+
+
+def test_a_run_whose_rate_falls_to_its_last_step_does_not_go_on(start):
+    start(steps=2, lr_schedule="cosine")
+    with pytest.raises(ValueError, match=r"steps=2 \(now 4\)"):
+        start(steps=4, lr_schedule="cosine")
+
+
+def test_checkpoints_of_when_steps_were_a_setting_are_gone_on_with(start, tmp_path):
+    start(steps=2)
+    (facts,) = (tmp_path / "run" / "checkpoints").glob("*/run.json")
+    told = json.loads(facts.read_text())
+    told["config"]["steps"] = told["config"].pop("total_steps")
+    facts.write_text(json.dumps(told))
+    start(steps=3)
+    assert (tmp_path / "run" / "checkpoints" / "step_00000003").is_dir()
+
+
+def test_the_weights_of_a_checkpoint_say_what_they_are(start, tmp_path):
+    start(steps=2)
+    for name in ("model", "ema"):
+        path = tmp_path / "run" / "checkpoints" / "step_00000002" / f"{name}.safetensors"
+        pipeline = load_pipeline(toy.FAMILY, str(path))
+        assert len(pipeline.scheduler) == 4  # not the 15 of the variant that fits its shapes
 
 
 def pairs_in(folder):
@@ -302,6 +423,18 @@ def test_what_does_not_fit_is_refused_before_pairs_are_made(start, tmp_path):
     with pytest.raises(ValueError, match="pool_size 32 is smaller than crop 64"):
         start(crop=64)
     assert not (tmp_path / "run" / "pairs.safetensors").exists()
+
+
+def test_pairs_of_another_scale_are_refused_at_the_start(start, tmp_path):
+    pairs = pairs_in(tmp_path)
+    check_validation(pairs, scale=4)
+    check_validation(pairs, scale=1, first=0)
+    with pytest.raises(ValueError, match="a gt of 32x32 and an lq of 8x8, the network's scale"):
+        check_validation(pairs, scale=1)
+    write_image(torch.rand(3, 32, 36), tmp_path / "pairs" / "gt" / "a.png")
+    with pytest.raises(ValueError, match="a gt of 32x36"):
+        start(validation=pairs)
+    assert not (tmp_path / "run").exists()
 
 
 def test_validation_is_psnr_of_y_between_8_bit_pictures(tmp_path):

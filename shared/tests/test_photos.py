@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from PIL import Image
 
 from papers_shared._basicsr import basicsr_module
 from papers_shared.data import photos
@@ -11,11 +12,14 @@ from papers_shared.data.photos import (
     PairFolder,
     PairTransform,
     PhotoCrops,
+    PhotoFiles,
     load_photos,
     make_pairs,
+    photo_files,
     random_crop,
     random_flip,
     rescale_crop,
+    stored_size,
 )
 from papers_shared.data.real_esrgan import TESTING
 from papers_shared.images import to_uint8, write_image
@@ -55,6 +59,32 @@ def test_photos_of_a_folder_come_sorted_and_in_colour(tmp_path):
     assert torch.equal(found[1], second)
     assert torch.equal(found[2], first[:1].expand(3, -1, -1))
     assert all(p.dtype == torch.uint8 for p in found)
+
+
+def test_subfolders_are_listed_on_request(tmp_path):
+    for name in ("n02/b.png", "n01/c.png", "a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_image(photo(8, 9), tmp_path / name)
+    found = [
+        path.relative_to(tmp_path).as_posix() for path in photo_files(tmp_path, recursive=True)
+    ]
+    assert found == ["a.png", "n01/c.png", "n02/b.png"]
+    assert photo_files(tmp_path) == [tmp_path / "a.png"]
+
+
+def test_photos_in_files_are_decoded_when_asked_for(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(photo(8, 5).permute(1, 2, 0).numpy()).save(tmp_path / "a.png", exif=turned)
+    files = PhotoFiles([tmp_path / "a.png", tmp_path / "missing.png"])
+    assert len(files) == 2
+    assert torch.equal(files[0], photo(8, 5).transpose(1, 2).flip(2))
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
+        files[1]
+    assert stored_size(tmp_path / "a.png") == (8, 5)
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"text\.png cannot be opened"):
+        stored_size(tmp_path / "text.png")
 
 
 def test_scikit_image_s_photos_need_no_download():

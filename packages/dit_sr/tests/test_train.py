@@ -24,6 +24,7 @@ SHORT = {
     "variant": "small",
     "prediction": "residual",
     "crop": 64,
+    "rescale": False,
     "pool": 4,
     "pool_size": 80,
     "degradation": "testing",
@@ -121,6 +122,8 @@ def test_a_finished_training_goes_on_only_for_more_steps(run: Any, tmp_path: Pat
     once = weights(tmp_path / "run")
     run("run", steps=2)
     assert equal(weights(tmp_path / "run"), once)
+    run("run", steps=3)
+    assert not equal(weights(tmp_path / "run"), once)
 
 
 def test_going_on_with_another_setting_is_refused(run: Any, tiny: Config) -> None:
@@ -174,6 +177,8 @@ def test_every_shipped_configuration_is_valid(file: Path) -> None:
     network = network_config(config)
     factor = 8 if config.autoencoder.startswith("ffhq512_vq_f8") else 4
     assert config.crop % (factor * network.alignment) == 0
+    assert config.rescale == (file.stem != "small")
+    assert config.validation == ("" if file.stem == "faceir" else "val_sr")  # is of scale 4
 
 
 def test_the_defaults_are_the_authors_recipe() -> None:
@@ -182,6 +187,7 @@ def test_the_defaults_are_the_authors_recipe() -> None:
     recipe = (config.lr, config.warmup, config.batch_size, config.steps, config.ema_decay)
     assert recipe == (5e-5, 5000, 64, 300_000, 0.999)
     assert (config.crop, config.degradation, config.lr_schedule) == (256, "training", "constant")
+    assert config.rescale  # dit_sr sheet 4.3
 
 
 def test_ablations_change_conditioning_and_mask() -> None:

@@ -37,7 +37,7 @@ def tiny_variant(monkeypatch: pytest.MonkeyPatch) -> None:
 def options(workspace: Path, output: str, **changes: Any) -> TeacherConfig:
     if not (workspace / "photos").is_dir():
         tiny.write_photos(workspace / "photos")
-    kept = ("crop", "degradation", "batch_size", "validation", "workers", "log_every")
+    kept = ("crop", "rescale", "degradation", "batch_size", "validation", "workers", "log_every")
     given = {
         **{name: tiny.OPTIONS[name] for name in kept},
         "variant": "tiny",

@@ -231,7 +231,13 @@ def test_a_cache_serves_several_runs_and_is_not_made_again(
 def test_a_cache_of_other_settings_is_refused(workspace: Path) -> None:
     shared = {**CACHED, "cache_folder": workspace}
     training.train(tiny.options(workspace, "run", **shared))
-    other_pairs = {"target_cache": 6, "crop": 64, "degradation": "training", "pairs_seed": 1}
+    other_pairs = {
+        "target_cache": 6,
+        "crop": 64,
+        "rescale": True,
+        "degradation": "training",
+        "pairs_seed": 1,
+    }
     for name, value in other_pairs.items():
         with pytest.raises(ValueError, match=r"targets\.safetensors was made with other settings"):
             training.train(tiny.options(workspace, name, **{**shared, name: value}))
@@ -299,6 +305,14 @@ def test_going_on_with_another_setting_is_refused(workspace: Path) -> None:
         training.train(tiny.options(workspace, "run", steps=1, hsd_weight=0.1))
 
 
+def test_a_finished_training_goes_on_for_more_steps(workspace: Path) -> None:
+    training.train(tiny.options(workspace, "whole", steps=2))
+    training.train(tiny.options(workspace, "run", steps=1))
+    training.train(tiny.options(workspace, "run", steps=2))
+    assert same(student(workspace, "run"), student(workspace, "whole"))
+    assert same(discriminator(workspace, "run"), discriminator(workspace, "whole"))
+
+
 def test_validating_does_not_change_what_is_learned(workspace: Path) -> None:
     training.train(tiny.options(workspace, "plain", steps=2, accumulate=2))
     pairs = tiny.write_pairs(workspace / "pairs")
@@ -349,6 +363,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"photos": ["nowhere"]}, FileNotFoundError, "nowhere is neither a folder"),
         ({"crop": 128}, FileNotFoundError, "at least 128 pixels"),
         ({"degradation": "face"}, ValueError, "scale 1"),
+        ({"validation": "pairs"}, ValueError, "network's scale is 4"),
         ({"accumulate": 3}, ValueError, "batch_size 2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -356,6 +371,9 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_trained_is_refused(
     workspace: Path, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
+    if "validation" in changes:
+        tiny.write_pairs(workspace / "pairs", scale=1)
+        changes = {"validation": str(workspace / "pairs")}
     with pytest.raises(error, match=message):
         training.train(tiny.options(workspace, "run", **changes))
 
@@ -432,6 +450,7 @@ def test_the_defaults_are_the_authors_recipe() -> None:
     # tad_sr sheet 4.6
     assert (config.steps, config.batch_size, config.lr, config.warmup) == (30_000, 64, 5e-5, 5000)
     assert (config.crop, config.ema_decay, config.degradation) == (256, 0.999, "training")
+    assert config.rescale  # dit_sr sheet 4.3, whose data set ResShift's is
     assert training.loss_config(config) == losses.LossConfig()
 
 
@@ -439,12 +458,13 @@ def test_faces_are_distilled_with_other_weights_and_their_own_degradation() -> N
     config = load_config(TrainConfig, find_config("faceir", "tad_sr/configs"))
     assert (config.hsd_weight, config.gan_weight, config.batch_size) == (0.1, 0.2, 56)
     assert (config.degradation, config.crop, config.variant) == ("face", 512, "faceir")
+    assert config.validation == ""  # val_sr is of scale 4
 
 
 def test_the_small_student_learns_from_the_small_teacher_of_the_same_photos() -> None:
     teacher = load_config(TeacherConfig, find_config("small_teacher", "tad_sr/configs"))
     config = load_config(TrainConfig, find_config("small", "tad_sr/configs"))
-    for name in ("photos", "crop", "degradation", "pool", "pool_size", "pairs_seed"):
+    for name in ("photos", "crop", "rescale", "degradation", "pool", "pool_size", "pairs_seed"):
         assert getattr(config, name) == getattr(teacher, name)
     assert config.teacher == "small_teacher"
     assert teacher.prediction == "residual"

@@ -227,6 +227,7 @@ def small_training(context: Context, *, network: Config) -> dict[str, Measured]:
         "variant": "small",
         "validation": "",
         "workers": 0,
+        "rescale": False,
         "pool_folder": context.workdir,
         "save_every": settings["steps"],
         "lr_end": settings["lr"] / 50,

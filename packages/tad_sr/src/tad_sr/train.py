@@ -264,6 +264,8 @@ def cache_settings(config: TrainConfig) -> str:
     """What a cache depends on, the teacher's weights themselves included."""
     names = ("photos", "crop", "degradation", "pool", "pool_size", "pairs_seed", "target_cache")
     settings = {name: getattr(config, name) for name in (*names, "teacher", "autoencoder")}
+    if config.rescale:  # unsaid where it is off: earlier caches do not say it either
+        settings["rescale"] = True
     with FAMILY.path_of(config.teacher).open("rb") as stream:
         settings["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
     return json.dumps(settings)

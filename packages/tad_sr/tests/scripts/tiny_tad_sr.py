@@ -37,6 +37,7 @@ TINY = Config(
 )
 OPTIONS: dict[str, Any] = {
     "crop": 32,
+    "rescale": False,
     "degradation": "testing",
     "steps": 3,
     "batch_size": 2,
@@ -93,14 +94,14 @@ def write_photos(folder: Path, count: int = 2, *, side: int = 100) -> Path:
     return folder
 
 
-def write_pairs(folder: Path, count: int = 2, *, side: int = 16) -> Path:
+def write_pairs(folder: Path, count: int = 2, *, side: int = 16, scale: int = 4) -> Path:
     """``lq`` and ``gt`` of a folder to validate on."""
     for name in ("lq", "gt"):
         (folder / name).mkdir(parents=True)
     for i in range(count):
-        gt = photo(4 * side, 4 * side, seed=i)
+        gt = photo(scale * side, scale * side, seed=i)
         write_image(gt, folder / "gt" / f"p{i}.png")
-        write_image(F.avg_pool2d(gt[None], 4)[0], folder / "lq" / f"p{i}.png")
+        write_image(F.avg_pool2d(gt[None], scale)[0], folder / "lq" / f"p{i}.png")
     return folder
 
 

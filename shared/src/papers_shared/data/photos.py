@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -37,16 +37,11 @@ _SKIMAGE_PHOTOS = (
 # --------------------------------------------------------------------------- loading
 
 
-def load_photos(
-    source: str | Path, *, truncated: Literal["error", "warn"] = "error"
-) -> list[Tensor]:
+def load_photos(source: str | Path) -> list[Tensor]:
     """All photographs of a source, in memory.
 
     Args:
-        source: a folder; or the name of a data set of the catalogue, such as ``bsds500_train``
-            or ``kodak24``, with the folder inside where it has several (``set5/HR``); or
-            ``skimage``, the colour photographs that ship inside scikit-image's package.
-        truncated: see ``read_image``.
+        source: see ``photo_files``.
 
     Returns:
         uint8 (3, H, W) each, sorted by file name.
@@ -56,14 +51,29 @@ def load_photos(
         ValueError: a file cannot be decoded.
         ImportError: scikit-image is not installed.
     """
-    return [to_uint8(read_image(path, truncated=truncated)) for path in _photo_files(source)]
+    return [to_uint8(read_image(path)) for path in photo_files(source)]
 
 
-def _photo_files(source: str | Path) -> list[Path]:
+def photo_files(source: str | Path, *, recursive: bool = False) -> list[Path]:
+    """The files of a source of photographs.
+
+    Args:
+        source: a folder; or the name of a data set of the catalogue, such as ``bsds500_train``
+            or ``kodak24``, with the folder inside where it has several (``set5/HR``); or
+            ``skimage``, the colour photographs that ship inside scikit-image's package.
+        recursive: of a folder, also what lies in its subfolders.
+
+    Returns:
+        sorted by path.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it; or the data set is not here.
+        ImportError: scikit-image is not installed.
+    """
     if source == SKIMAGE:
         return _skimage_files()
     if Path(source).is_dir():
-        return list_images(source)
+        return list_images(source, recursive=recursive)
     name, _, inside = str(source).partition("/")
     if name in catalogue():
         folders = [path for path in fetch(name).files.values() if path.is_dir()]
@@ -85,6 +95,43 @@ def _skimage_files() -> list[Path]:
     if not files:
         raise FileNotFoundError(f"{folder} holds none of {', '.join(_SKIMAGE_PHOTOS)}")
     return files
+
+
+class PhotoFiles(Sequence[Tensor]):
+    """Photographs that stay in their files: each is decoded whenever it is asked for.
+
+    Of a truncated JPEG file what is there is used, with a warning; see ``read_image``.
+
+    Args:
+        paths: of the files; a million takes about 100 MB.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = [str(path) for path in paths]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        """uint8 (3, H, W), upright."""
+        return to_uint8(read_image(self.paths[index], truncated="warn"))
+
+
+def stored_size(path: Path | str) -> tuple[int, int]:
+    """Height and width that a photo's header tells; nothing is decoded.
+
+    The EXIF orientation is not looked at: upright, the two may be exchanged.
+
+    Raises:
+        ValueError: it is not an image that Pillow knows.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be opened: {' '.join(str(error).split())}") from None
 
 
 # --------------------------------------------------------------------------- cropping
@@ -139,7 +186,7 @@ def random_flip(image: Tensor, generator: torch.Generator) -> Tensor:
     return image.flip(-1) if _randint(2, generator) else image
 
 
-_CROPS: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
+CROPS: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
     "random": random_crop,
     "rescale": rescale_crop,
 }
@@ -206,14 +253,14 @@ class _Cut:
     flip: bool
 
     def __post_init__(self) -> None:
-        if self.crop not in _CROPS:
-            raise ValueError(f"unknown crop {self.crop!r}; expected {' or '.join(_CROPS)}")
+        if self.crop not in CROPS:
+            raise ValueError(f"unknown crop {self.crop!r}; expected {' or '.join(CROPS)}")
 
     def __call__(self, photo: Tensor, generator: torch.Generator) -> Tensor:
         if photo.ndim != 3 or len(photo) != 3 or photo.dtype != torch.uint8:
             raise ValueError(f"a photo is uint8 (3, H, W), got {tuple(photo.shape)} {photo.dtype}")
         flipped = random_flip(photo, generator) if self.flip else photo
-        return _CROPS[self.crop](flipped, self.size, generator)
+        return CROPS[self.crop](flipped, self.size, generator)
 
 
 # --------------------------------------------------------------------------- pairs

@@ -33,9 +33,15 @@ class PairsConfig:
     """Where the training pairs of a super-resolution network come from."""
 
     photos: list[str] = option(
-        ["bsds500_train"], "folders of photos or names of data sets (bsds500_train, skimage)"
+        ["bsds500_train"],
+        "folders of photos, subfolders included, or names of data sets (bsds500_train, skimage)",
     )
     crop: int = option(256, "side of the high-resolution crops")
+    rescale: bool = option(
+        True,
+        "crop a square of the photo's short side and shrink it, as the authors do; otherwise crop "
+        "at the photo's own resolution, and leave out smaller photos",
+    )
     degradation: Literal["training", "testing", "face"] = option(
         "training",
         "Real-ESRGAN's two orders, the milder one of ResShift's test sets, or GFPGAN's for faces",
