@@ -14,7 +14,7 @@ if __name__ == "__main__":  # arguments are checked before torch is imported
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,18 @@ def validate(detector: Detector, root: Path, entries: Sequence[Entry], workers: 
     return score(judged.probabilities.tolist(), judged.labels.tolist())
 
 
+def by_first(run: Run, compute: Callable[[], Scores]) -> Scores:
+    """What the first of several processes computes, given to all.
+
+    Their batch norms differ (each has seen its own pictures), but the schedule and the end of the
+    training have to be decided alike everywhere.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    (scores,) = broadcast_object_list([compute() if run.is_main else None])
+    return scores
+
+
 def train(config: TrainConfig) -> Result:
     """Train a detector; see ``TrainConfig``. Resumes from ``config.output``.
 
@@ -243,6 +255,9 @@ def train(config: TrainConfig) -> Result:
     criterion = Criterion(detector, config)
     by_epoch = config.schedule == "plateau"
 
+    def validated() -> Scores:
+        return validate(detector, index.root, held_out, config.workers)
+
     for images, labels in run.steps(loader, config.epochs * loader.steps_per_epoch):
         if run.new_epoch:
             network.train()
@@ -257,7 +272,7 @@ def train(config: TrainConfig) -> Result:
                 scheduler.step()
         run.log(loss=loss)
         if run.epoch_done:
-            balanced = validate(detector, index.root, held_out, config.workers).balanced
+            balanced = by_first(run, validated).balanced
             run.record(balanced_accuracy=balanced)
             run.save(best=balanced)
             if by_epoch:
@@ -266,16 +281,18 @@ def train(config: TrainConfig) -> Result:
                     break
 
     path = run.finish()
-    scores = validate(detector, index.root, held_out, config.workers)
-    return Result(path, detector.eval(), scores)
+    return Result(path, detector.eval(), by_first(run, validated))
 
 
 def main(config: TrainConfig) -> int:
     """Train, and say where the network lies and how good it is."""
+    from accelerate import PartialState
+
     result = train(config)
     s = result.scores
-    print(
-        f"{result.path}: {s.balanced:.1f} % on new pictures of the same generators (real "
-        f"{s.accuracy_real:.1f}, generated {s.accuracy_generated:.1f})"
-    )
+    if PartialState().is_main_process:
+        print(
+            f"{result.path}: {s.balanced:.1f} % on new pictures of the same generators (real "
+            f"{s.accuracy_real:.1f}, generated {s.accuracy_generated:.1f})"
+        )
     return 0
