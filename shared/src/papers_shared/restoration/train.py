@@ -152,6 +152,8 @@ def train_restorer(config: TrainConfig, family: RestorationFamily) -> Trained:
         mixed_precision=config.mixed_precision,
         gradient_accumulation=config.accumulate,
         ema_decay=config.ema_decay or None,
+        # IPT-V2's shifted windows have no part where a level of a crop is one window.
+        find_unused_parameters=True,
         log_every=config.log_every,
         save_every=config.save_every,
         tensorboard=config.tensorboard,
