@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from papers_shared.language_models import tiny_llama
+from transformer_compression import compress
 from transformer_compression.prune.layers import (
     angular_distance,
     block_influence,
@@ -52,6 +53,12 @@ def test_layers_of_different_sizes_reload_in_one_call(tmp_path: Any) -> None:
     assert type(again).__module__.startswith("transformers.")
     assert torch.equal(model.eval()(x).logits, again(x).logits)
     assert again.generate(x[:1, :5], max_new_tokens=3, do_sample=False).shape == (1, 8)
+
+
+def test_fewer_windows_than_samples_are_told() -> None:
+    for samples, told in ((4, 0), (10, 1)):
+        _, report = compress(tiny_llama(), "llm_pruner", tokens(), ratio=0.5, samples=samples)
+        assert sum("4 samples, not 10" in note for note in report.notes) == told
 
 
 def test_a_head_count_that_llama_refuses_comes_back_as_mistral(tmp_path: Any) -> None:

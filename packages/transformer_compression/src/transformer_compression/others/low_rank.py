@@ -109,8 +109,9 @@ def low_rank_language(model: Any, data: Data, *, ratio: float, activations: bool
     names = block_names(model)
     for index, block, stream in walk_blocks(model, data.batches, data.progress):
         linears = block_linears(block)
-        seen = {n: Hessian(m.in_features, m.weight.device) for n, m in linears.items()}
+        seen = {}
         if activations:
+            seen = {n: Hessian(m.in_features, m.weight.device) for n, m in linears.items()}
             observe_inputs(block, stream, partial(add_inputs, seen))
         for name, linear in linears.items():
             rank = rank_for(linear.out_features, linear.in_features, ratio)

@@ -80,7 +80,7 @@ def llm_pruner(
     samples: int,
     length: int,
 ) -> Outcome:
-    """``layers``: "4-29", or empty for all; ``samples`` of ``length`` tokens are taken in turn."""
+    """``layers``: "4-29", or empty for all; one sample of ``length`` tokens a window, in turn."""
     rows = [row[None, :length] for batch in data.batches for row in batch][:samples]
     model, report = prune_structured(
         model,
@@ -92,7 +92,10 @@ def llm_pruner(
         reduction=reduction,
         progress=data.progress,
     )
-    return Outcome(model, notes=[f"reloads with {report.reload}"], details=report)
+    notes = [f"reloads with {report.reload}"]
+    if len(rows) < samples:
+        notes.append(f"{len(rows)} samples, not {samples}: a window gives one")
+    return Outcome(model, notes=notes, details=report)
 
 
 def _layers(text: str) -> list[int] | None:
