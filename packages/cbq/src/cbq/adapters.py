@@ -27,13 +27,13 @@ def scalable_pairs(block: nn.Module) -> list[tuple[nn.Module, list[nn.Linear], s
         raise ValueError(
             f"{error}; CFP's activation scales need that: take --cfp none or weights"
         ) from None
-    found = []
+    found: list[tuple[nn.Module, list[nn.Linear], str]] = []
     for pair in LAYOUTS[layout]:
-        before = block.get_submodule(pair.before)
-        linears = [block.get_submodule(name) for name in pair.linears]
+        before: Any = block.get_submodule(pair.before)
+        linears: list[Any] = [block.get_submodule(name) for name in pair.linears]
         if len(before.weight) == linears[0].in_features:
             found.append((before, linears, pair.linears[0]))
-    return found  # type: ignore[return-value]
+    return found
 
 
 def check_model(model: Any) -> nn.ModuleList:
