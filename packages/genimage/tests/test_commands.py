@@ -95,6 +95,10 @@ def test_detect_says_unsure_where_the_probability_is_in_between(weights, tmp_pat
         (["audit", "nowhere"], "not a folder"),
         (["train", "{tmp}", "--detector", "resnet5"], "known:"),
         (["train", "{tmp}", "--config", "resnet5"], "named ones: cnnspot"),
+        (["train", "{tmp}", "--augment", "augmix", "--mixup", "0.8"], "loss of its own"),
+        (["train", "{tmp}", "--config", "shipped", "--view", "centre"], "is 36 crops"),
+        (["train", "{tmp}", "--config", "deit_s", "--batch-size", "15"], "an even number"),
+        (["train", "{tmp}", "--config", "deit_s", "--accumulate", "512"], "an even number"),
         (["build", "{tmp}/o", "--real", "{tmp}", "--generated", "x"], "NAME=FOLDER"),
     ],
 )

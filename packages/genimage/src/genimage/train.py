@@ -13,6 +13,7 @@ if __name__ == "__main__":  # arguments are checked before torch is imported
     raise SystemExit(command_line(["train", *sys.argv[1:]]))
 
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,7 @@ from genimage.augment import Augment, jensen_shannon_loss
 from genimage.config import TrainConfig
 from genimage.detectors import (
     Detector,
+    Preset,
     network_input,
     preset_of,
     two_logits,
@@ -200,6 +202,28 @@ def validate(detector: Detector, root: Path, entries: Sequence[Entry], workers: 
     return score(judged.probabilities.tolist(), judged.labels.tolist())
 
 
+def refuse_combinations(config: TrainConfig, preset: Preset) -> None:
+    """Options that would silently train something else than they say.
+
+    Raises:
+        ValueError: the message names them.
+    """
+    mixes = bool(config.mixup or config.cutmix)
+    if mixes and config.augment == "augmix":
+        raise ValueError("--augment augmix has a loss of its own; leave out --mixup and --cutmix")
+    if config.view == "centre" and preset.geometry.crops > 1:
+        raise ValueError(
+            f"--view centre of {config.detector} is {preset.geometry.crops} crops of a picture; "
+            "train with --view crop or random_resized"
+        )
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's and accelerate's
+    if mixes and config.batch_size // (processes * config.accumulate) % 2:
+        raise ValueError(
+            f"--mixup and --cutmix mix pairs: --batch-size {config.batch_size} over {processes} "
+            f"processes and --accumulate {config.accumulate} must leave an even number"
+        )
+
+
 def by_first(run: Run, compute: Callable[[], Scores]) -> Scores:
     """What the first of several processes computes, given to all.
 
@@ -220,6 +244,7 @@ def train(config: TrainConfig) -> Result:
         FileNotFoundError: the data are not here.
     """
     preset = preset_of(config.detector)
+    refuse_combinations(config, preset)
     index = open_index(config.data, path=config.index, verify=config.verify, rebuild=config.reindex)
     trained_on = index.named(config.subsets)
     config = replace(config, subsets=trained_on if config.subsets else [])
