@@ -10,8 +10,9 @@ import torch
 
 from genimage.detectors import Detector, load_detector, make_detector, preset_of, two_logits
 from genimage.model import VARIANTS, Config, build
-from genimage.official import load_official, swin_names
+from genimage.official import load_official, load_weights_into, swin_names
 from genimage.parity import checks
+from genimage.xception import Xception
 from papers_shared.checkpoints import save_state_dict
 from papers_shared.parity import _run_case
 
@@ -135,6 +136,39 @@ def test_a_probe_trains_its_last_layer_only() -> None:
     trained = [n for n, p in network.named_parameters() if p.requires_grad]
     assert trained == ["head.weight", "head.bias"]
     assert not network.encoder.training
+
+
+def test_gramnet_starts_from_a_whole_trunk_and_keeps_the_rest_fresh(tmp_path) -> None:
+    config, path = VARIANTS["mini_gramnet"], tmp_path / "resnet.pth"
+    trunk = build(VARIANTS["mini_resnet"]).state_dict()
+    # An older file, without counts of batches.
+    trunk = {k: v + 1 for k, v in trunk.items() if not k.endswith("num_batches_tracked")}
+    torch.save(trunk, path)
+    network = build(config)
+    fresh = {name: value.clone() for name, value in network.state_dict().items()}
+    load_weights_into(network, path, config)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, trunk.get(name, fresh[name])), name
+    del trunk["layer3.0.conv1.weight"]
+    torch.save(trunk, path)
+    with pytest.raises(ValueError, match="or the trunk"):
+        load_weights_into(network, path, config)
+
+
+def test_f3net_starts_both_trunks_from_one_xception(tmp_path) -> None:
+    trunk = Xception().state_dict()
+    # Files of Xception hold matrices, and a classifier.
+    stored = {k: v[:, :, 0, 0] if "pointwise" in k else v for k, v in trunk.items()}
+    torch.save(stored | {"fc.weight": torch.zeros(1000, 2048)}, tmp_path / "xception.pth")
+    network = build(VARIANTS["f3net"])
+    load_weights_into(network, tmp_path / "xception.pth", VARIANTS["f3net"])
+    images = torch.randn(1, 3, 9, 9)
+    expected = torch.nn.functional.conv2d(images, trunk["conv1.weight"])
+    for part, times in ((network.fad_excep, 4), (network.lfs_excep, 2)):
+        found = torch.nn.functional.conv2d(images.repeat(1, times, 1, 1), part.conv1.weight)
+        assert torch.allclose(found, expected, atol=1e-5)
+        rest = part.state_dict()
+        assert all(torch.equal(rest[k], v) for k, v in trunk.items() if k != "conv1.weight")
 
 
 def test_an_official_checkpoint_must_fit_whole() -> None:

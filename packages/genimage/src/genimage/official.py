@@ -68,6 +68,29 @@ def _two_axes(name: str, value: Tensor) -> Tensor:
     return value
 
 
+def xception_twice(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An ImageNet Xception's state dict -> both trunks of F3Net.
+
+    Their first convolutions read 12 and 6 channels where Xception's reads 3: its weights are
+    repeated, and divided by 4 and 2.
+    """
+    out = {}
+    for trunk, times in (("fad_excep", 4), ("lfs_excep", 2)):
+        for name, value in state.items():
+            value = _two_axes(name, value)
+            if name == "conv1.weight":
+                value = value.repeat(1, times, 1, 1) / times
+            out[f"{trunk}.{name}"] = value
+    return out
+
+
+# What of a detector a network trained on ImageNet can give; the rest stays fresh.
+TRUNKS = {
+    "GramNet": ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4."),
+    "F3Net": ("fad_excep.", "lfs_excep."),
+}
+
+
 # Encoders whose weights a Python package carries: timm's name -> package, file in it.
 PACKAGED = {
     "tf_efficientnet_lite0": (
@@ -90,22 +113,24 @@ def packaged_weights(encoder: str) -> Path | None:
 def load_weights_into(
     network: nn.Module, path: Path | None, config: Config | Mapping[str, Any]
 ) -> None:
-    """Start a network from weights: all of it, or all but a last layer of another size.
+    """Start a network from weights: all of it, all but a last layer of another size, or its trunk.
 
-    A probe's encoder always starts from weights: ``path``, a package's, or timm's download.
+    GramNet's trunk is a ResNet-18, F3Net's two are an Xception each (``TRUNKS``). A probe's
+    encoder always starts from weights: ``path``, a package's, or timm's download.
 
     Args:
         network: as ``build(config)`` makes it.
-        path: a state dict in the network's names (ImageNet's weights of a ResNet, say) or, for a
-            probe, of the encoder.
+        path: a state dict in the network's names (ImageNet's weights of a ResNet, say), in those
+            of Xception for F3Net, or of a probe's encoder.
         config: of the network.
 
     Raises:
         FileNotFoundError: a probe's encoder has no weights on this machine.
         ValueError: the file does not fit.
     """
+    config = Config.of(config)
     if isinstance(network, Probe):
-        encoder = Config.of(config).options["encoder"]
+        encoder = config.options["encoder"]
         path = path or packaged_weights(encoder)
         if path is not None:
             _load_encoder(network.encoder, load_state_dict(path), str(path))
@@ -122,12 +147,19 @@ def load_weights_into(
     if path is None:
         return
     state, own = load_state_dict(path), network.state_dict()
+    if config.class_name == "F3Net" and "conv1.weight" in state:
+        state = xception_twice(state)
     fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    missing = {name.rpartition(".")[0] for name in set(own) - set(fitting)}
-    if len(missing) > 1:
+    # Files of older torch do not count batches.
+    weights = {name for name in own if not name.endswith(".num_batches_tracked")}
+    missing = weights - set(fitting)
+    trunk = TRUNKS.get(config.class_name, ())
+    beside = {name for name in weights if not name.startswith(trunk)} if trunk else set()
+    if len({name.rpartition(".")[0] for name in missing}) > 1 and missing != beside:
+        alone = f", or the trunk ({' '.join(trunk)}) alone" if trunk else ""
         raise ValueError(
             f"{path} fits only {len(fitting)} of the network's {len(own)} entries; all but the "
-            "last layer have to fit"
+            f"last layer have to fit{alone}"
         )
     load_strict(network, own | fitting, what=str(path))
 
