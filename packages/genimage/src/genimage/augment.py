@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from genimage.config import TrainConfig
 from genimage.degradations import BlurJpeg
+from genimage.index import Entry
 from genimage.pictures import Geometry, from_tensor, to_tensor
 
 if TYPE_CHECKING:
@@ -28,19 +31,15 @@ class Augment:
     sample; everything else draws from the generator it is given.
 
     Args:
-        geometry: the detector's.
+        geometry: the detector's, with the recipe's resize.
         config: view, augment, flip and their settings.
     """
 
     def __init__(self, geometry: Geometry, config: TrainConfig) -> None:
         self.geometry, self.view, self.flip = geometry, config.view, config.flip
         self.splits = SPLITS if config.augment == "augmix" else 1
-        self.blur_jpeg: BlurJpeg | None = None
+        self.blur_jpeg = blur_jpeg_of(config)
         self.rand_augment: Any = None
-        if config.augment == "blur_jpeg":
-            self.blur_jpeg = BlurJpeg(
-                config.augment_probability, config.augment_sigma, config.augment_quality
-            )
         if config.augment in ("randaugment", "augmix"):
             from timm.data.auto_augment import rand_augment_transform
 
@@ -75,6 +74,35 @@ class Augment:
         if self.view == "crop":
             return self.geometry.random_view(picture, generator)
         return self.geometry(picture)
+
+
+def blur_jpeg_of(config: TrainConfig) -> BlurJpeg | None:
+    """CNNSpot's augmentation, where a recipe has it."""
+    if config.augment != "blur_jpeg":
+        return None
+    return BlurJpeg(config.augment_probability, config.augment_sigma, config.augment_quality)
+
+
+@dataclass(frozen=True)
+class InValidation:
+    """CNNSpot's augmentation of validation pictures, a step before the geometry.
+
+    The draws depend on the file's path: they are the same after each epoch.
+
+    Attributes:
+        blur_jpeg: of the recipe.
+        geometry: whose resize comes first.
+    """
+
+    blur_jpeg: BlurJpeg
+    geometry: Geometry
+
+    def __call__(self, picture: Image, entry: Entry) -> Image:
+        """RGB -> RGB, its short side that of the resize."""
+        if self.geometry.resize is not None:
+            picture = _short_side(picture, self.geometry.resize)
+        seed = zlib.crc32(entry.path.encode())
+        return self.blur_jpeg(picture, np.random.default_rng(seed), middle=True)
 
 
 def _posterize(picture: Image, bits: int, **_: Any) -> Image:

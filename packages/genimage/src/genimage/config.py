@@ -133,11 +133,16 @@ class TrainConfig(DataConfig):
         "cosine", "plateau: a tenth whenever the validation accuracy stands still for 5 epochs"
     )
     warmup: float = option(0.0, "epochs of linear warm-up")
+    warmup_lr: float = option(0.0, "where it begins")
+    cooldown: float = option(0.0, "of the epochs, those at lr_end behind the cosine")
     weight_decay: float = option(0.05, "penalty of the weights")
     clip: float | None = option(None, "largest norm of the gradient")
     smoothing: float = option(0.0, "of the labels")
     view: Literal["centre", "crop", "random_resized"] = option(
         "crop", "the detector's own; a random crop after its resize; scale 0.08 to 1"
+    )
+    resize: int | None = option(
+        None, "short side before the crop, in training and validation (default: the detector's)"
     )
     augment: Literal["none", "blur_jpeg", "randaugment", "augmix"] = option(
         "none", "blur_jpeg is CNNSpot's; augmix is three splits with a Jensen-Shannon loss"

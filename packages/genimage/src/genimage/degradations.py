@@ -118,13 +118,24 @@ class BlurJpeg:
     sigma: float = 3.0
     quality: int = 30
 
-    def __call__(self, picture: Image, generator: np.random.Generator) -> Image:
-        """RGB -> RGB of the same size; every draw from ``generator``."""
+    def __call__(
+        self, picture: Image, generator: np.random.Generator, *, middle: bool = False
+    ) -> Image:
+        """RGB -> RGB of the same size; every draw from ``generator``.
+
+        Args:
+            picture: RGB.
+            generator: of the draws.
+            middle: as in CNNSpot's validation: with the same probabilities, sigma and quality in
+                the middle of their ranges.
+        """
         from PIL import Image
 
         if generator.random() < self.probability:
-            sigma = generator.uniform(0, self.sigma)
+            sigma = self.sigma / 2 if middle else generator.uniform(0, self.sigma)
             picture = Image.fromarray(gaussian_blur(np.asarray(picture), sigma))
         if generator.random() < self.probability:
-            picture = jpeg(picture, int(generator.integers(self.quality, 101)))
+            middle_quality = (self.quality + 100) // 2
+            quality = middle_quality if middle else int(generator.integers(self.quality, 101))
+            picture = jpeg(picture, quality)
         return picture

@@ -81,8 +81,10 @@ _MINI_RESNET = {
 # The paper's seven detectors, and the same ideas for pictures of 32 pixels (mini_*).
 VARIANTS: dict[str, Config] = {
     "resnet50": Config("timm", {"model": "resnet50", "num_classes": 2}),
-    "deit_s": Config("timm", {"model": "deit_small_patch16_224", "num_classes": 2}),
-    "swin_t": Config("timm", {"model": _SWIN, "num_classes": 2}),
+    "deit_s": Config(
+        "timm", {"model": "deit_small_patch16_224", "num_classes": 2, "drop_path_rate": 0.1}
+    ),
+    "swin_t": Config("timm", {"model": _SWIN, "num_classes": 2, "drop_path_rate": 0.2}),
     "cnnspot": Config("CNNSpot", {"arch": "resnet50", "num_classes": 1}),
     "spec": Config("Spec", {"arch": "resnet34", "num_classes": 2}),
     "f3net": Config(

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.utils.data import Dataset
 
-from genimage.augment import Augment, jensen_shannon_loss
+from genimage.augment import Augment, InValidation, blur_jpeg_of, jensen_shannon_loss
 from genimage.config import TrainConfig
 from genimage.detectors import (
     Detector,
@@ -40,10 +40,11 @@ from genimage.eval import judge_entries, limited
 from genimage.index import Entry, Index, open_index
 from genimage.metrics import Scores, score
 from genimage.official import load_weights_into
-from genimage.pictures import Unreadable, decode
+from genimage.pictures import Geometry, Unreadable, decode
 from papers_shared.training import Run
 
-STOP_LR = 1e-6  # where CNNSpot's plateau schedule ends
+# CNNSpot's plateau schedule: epochs without a gain before the rate falls, and where it ends.
+PLATEAU, STOP_LR = 5, 1e-6
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,14 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
 
 
 def learning_rate_factor(config: TrainConfig, step: int, per_epoch: int) -> float:
-    """Of ``lr``: linear warm-up, then half a cosine down to ``lr_end``, or constant."""
+    """Of ``lr``: linear warm-up, then constant, or half a cosine down to ``lr_end``."""
     done = step / per_epoch
     if done < config.warmup:
-        return (step + 1) / (config.warmup * per_epoch + 1)
+        start = config.warmup_lr / config.lr
+        return start + (1 - start) * (step + 1) / (config.warmup * per_epoch + 1)
     if config.schedule == "constant":
         return 1.0
-    share = (done - config.warmup) / max(config.epochs - config.warmup, 1e-9)
+    share = (done - config.warmup) / max(config.epochs - config.cooldown - config.warmup, 1e-9)
     end = config.lr_end / config.lr
     return end + (1 - end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
@@ -126,7 +128,12 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, per_ep
     """By the step, or (``plateau``) by the validation accuracy, as CNNSpot stops early."""
     if config.schedule == "plateau":
         return ReduceLROnPlateau(
-            optimizer, mode="max", factor=0.1, patience=5, threshold=1e-3, threshold_mode="abs"
+            optimizer,
+            mode="max",
+            factor=0.1,
+            patience=PLATEAU - 1,  # torch acts at the first epoch beyond it
+            threshold=1e-3,
+            threshold_mode="abs",
         )
     return LambdaLR(optimizer, lambda step: learning_rate_factor(config, step, per_epoch))
 
@@ -195,10 +202,25 @@ def select(index: Index, config: TrainConfig) -> tuple[list[Entry], list[Entry]]
     return out[0], out[1]
 
 
-def validate(detector: Detector, root: Path, entries: Sequence[Entry], workers: int) -> Scores:
-    """On pictures of an index, one crop of each."""
-    single = with_geometry(detector.eval(), replace(detector.preset.geometry, crops=1))
-    judged = judge_entries(single, root, entries, batch_size=128, workers=workers)
+def geometry_of(preset: Preset, config: TrainConfig) -> Geometry:
+    """From pictures to what is trained and validated on: one crop, the recipe's resize."""
+    own = preset.geometry
+    return replace(own, crops=1, resize=own.resize if config.resize is None else config.resize)
+
+
+def validate(
+    detector: Detector, root: Path, entries: Sequence[Entry], config: TrainConfig
+) -> Scores:
+    """On pictures of an index, with CNNSpot's augmentation where the training has it."""
+    geometry, blur_jpeg = geometry_of(detector.preset, config), blur_jpeg_of(config)
+    judged = judge_entries(
+        with_geometry(detector.eval(), geometry),
+        root,
+        entries,
+        before=None if blur_jpeg is None else InValidation(blur_jpeg, geometry),
+        batch_size=128,
+        workers=config.workers,
+    )
     return score(judged.probabilities.tolist(), judged.labels.tolist())
 
 
@@ -271,7 +293,7 @@ def train(config: TrainConfig) -> Result:
     loader = run.loader(
         Decoded(index.root, entries),
         batch_size=config.batch_size,
-        transform=Augment(preset.geometry, config),
+        transform=Augment(geometry_of(preset, config), config),
         workers=config.workers,
     )
     optimizer = make_optimizer(detector.network, config)
@@ -281,7 +303,7 @@ def train(config: TrainConfig) -> Result:
     by_epoch = config.schedule == "plateau"
 
     def validated() -> Scores:
-        return validate(detector, index.root, held_out, config.workers)
+        return validate(detector, index.root, held_out, config)
 
     for images, labels in run.steps(loader, config.epochs * loader.steps_per_epoch):
         if run.new_epoch:
