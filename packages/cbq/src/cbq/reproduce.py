@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from cbq.recipes import SCRATCH, SMALL, counts, small_run
 from cbq.settings import parse_bits
 from cbq.sizes import HOSTS
+from papers_shared.tables.claims import ahead
 from papers_shared.tables.command import run_reproduce
-from papers_shared.tables.recipe import Claim, Recipe, Rows, Table
+from papers_shared.tables.recipe import Claim, Recipe, Table
 
 main = partial(run_reproduce, paper="cbq")
 
@@ -78,11 +79,7 @@ def full_table() -> Table:
 
 
 def _below(text: str, low: str, high: str) -> Claim:
-    return Claim(text, _is_below(low, high))
-
-
-def _is_below(low: str, high: str) -> Callable[[Rows], bool]:
-    return lambda rows: rows[low]["ppl"].value < rows[high]["ppl"].value
+    return Claim(text, ahead(low, high, ["ppl"], smaller=True))
 
 
 # --- ablations on its first six blocks ------------------------------------------------------------

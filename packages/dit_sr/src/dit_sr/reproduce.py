@@ -31,6 +31,7 @@ from papers_shared.diffusion.swin_unet import SwinUNetConfig, UNetModelSwin
 from papers_shared.diffusion.unet_parts import timestep_embedding
 from papers_shared.images import to_uint8
 from papers_shared.metrics.restoration import LPIPS, PSNR, SSIM
+from papers_shared.tables.claims import ahead
 from papers_shared.tables.command import run_reproduce
 from papers_shared.tables.recipe import Claim, Context, Measured, Recipe, Table
 
@@ -354,12 +355,12 @@ TABLES: dict[str, Table] = {
         {kind: _TRAINED(partial(ablate_conditioning, kind=kind)) for kind in KINDS},
         claims=[
             Claim(
-                "AdaFM is at least as good as AdaLN (error of the clean latent)",
-                lambda r: r["adafm"]["val_mse"].value <= r["adaln"]["val_mse"].value,
+                "AdaFM is ahead of AdaLN (error of the clean latent)",
+                ahead("adafm", "adaln", ["val_mse"], smaller=True),
             ),
             Claim(
                 "without knowing the step the network is worse than with AdaFM",
-                lambda r: r["adafm"]["val_mse"].value < r["none"]["val_mse"].value,
+                ahead("adafm", "none", ["val_mse"], smaller=True),
             ),
         ],
     ),
@@ -370,8 +371,8 @@ TABLES: dict[str, Table] = {
         },
         claims=[
             Claim(
-                "at equal FLOPs the U shape is better than one resolution",
-                lambda r: r["u_shape"]["val_mse"].value < r["isotropic"]["val_mse"].value,
+                "at about equal FLOPs the U shape is ahead of one resolution",
+                ahead("u_shape", "isotropic", ["val_mse"], smaller=True),
             )
         ],
     ),

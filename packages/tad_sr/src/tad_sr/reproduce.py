@@ -27,6 +27,7 @@ from papers_shared.diffusion.scheduler import CAP, ResShiftScheduler
 from papers_shared.images import to_uint8
 from papers_shared.inference.colour import ColourMethod, match_colour
 from papers_shared.metrics.folder import WITH_REFERENCE, Scorer
+from papers_shared.tables.claims import ahead
 from papers_shared.tables.command import run_reproduce
 from papers_shared.tables.recipe import Claim, Context, Measured, Needs, Recipe, Scale, Table
 from tad_sr.claims import adversarial_gradient, gradients_at_target, identity_gap
@@ -137,7 +138,7 @@ def released(
     ).to(context.device)
     wanted = [name for name in metrics if name in WITH_REFERENCE or find_spec("pyiqa")]
     sets = {name: count for name, count in PHOTOS.items() if name in context.assets}
-    row = {}
+    row: dict[str, Measured] = {}
     for name, count in sets.items():
         config = EvalConfig(
             data=str(context.assets[name].path), metrics=wanted, steps=steps, seed=context.seed
@@ -403,21 +404,19 @@ TABLES: dict[str, Table] = {
             ),
             Claim(
                 "HSD is sharper than regression alone",
-                lambda r: (
-                    r["hsd"]["gradient_energy"].value > r["regression"]["gradient_energy"].value
-                ),
+                ahead("hsd", "regression", ["gradient_energy"]),
             ),
             Claim(
                 "the adversarial loss makes it sharper still",
-                lambda r: r["hsd_gan"]["gradient_energy"].value > r["hsd"]["gradient_energy"].value,
+                ahead("hsd_gan", "hsd", ["gradient_energy"]),
             ),
             Claim(
                 "HSD looks better than SDS (LPIPS)",
-                lambda r: r["hsd"]["lpips"].value < r["sds"]["lpips"].value,
+                ahead("hsd", "sds", ["lpips"], smaller=True),
             ),
             Claim(
                 "all losses together look better than regression alone (LPIPS)",
-                lambda r: r["hsd_gan"]["lpips"].value < r["regression"]["lpips"].value,
+                ahead("hsd_gan", "regression", ["lpips"], smaller=True),
             ),
         ],
     ),
