@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from genimage import recipes, small_photos
+from genimage import recipes, small_photos, small_runs
 from genimage.figures import draw_tables, reported_matrix
+from genimage.index import Index
 from genimage.small_runs import Run, code_digest
 from genimage.small_set import mean_spectrum, small_set, squares
 from papers_shared.tables.recipe import Context
@@ -56,6 +60,7 @@ def test_a_small_set_has_equal_formats_and_is_made_once(tmp_path, make_picture, 
 
     def make(photos, workdir):
         calls.append(len(photos))
+        time.sleep(0.1)
         return small_photos.by_resampling(photos, workdir)
 
     only = {"bicubic": small_photos.Generator("bicubic", "control", make)}
@@ -63,12 +68,32 @@ def test_a_small_set_has_equal_formats_and_is_made_once(tmp_path, make_picture, 
     monkeypatch.setattr("genimage.small_set.GENERATORS", only)
     settings = {"train_photos": 2, "train_crops": 3, "val_photos": 1, "val_crops": 2, "side": 32}
     folders = {"train": source, "val": source}
+    with ThreadPoolExecutor() as pool:  # at the same time, and once more
+        roots = list(pool.map(lambda _: small_set(settings, folders), range(2)))
     root = small_set(settings, folders)
-    assert small_set(settings, folders) == root
+    assert roots == [root, root]
     assert calls == [2, 1]
     files = sorted(root.rglob("*.png"))
     assert len(files) == 2 * (2 * 3 + 1 * 2)
     assert {Image.open(f).size for f in files} == {(32, 32)}
+
+
+def test_a_run_that_two_tables_want_is_trained_once(tmp_path, monkeypatch) -> None:
+    trained: list[str] = []
+
+    def train(config):
+        trained.append(config.detector)
+        config.output.mkdir(parents=True)
+        time.sleep(0.1)
+        return SimpleNamespace(detector=None)
+
+    monkeypatch.setattr(small_runs, "train", train)
+    monkeypatch.setattr(small_runs, "measure", lambda *_: Run({}, {}, {"jpeg30": 50.0}))
+    index = Index(tmp_path / "set", (), (), tmp_path / "index.csv")
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda _: small_runs.run(index, "mini_resnet", "x", 0), range(2)))
+    assert found == [Run({}, {}, {"jpeg30": 50.0})] * 2
+    assert trained == ["mini_resnet"]
 
 
 def test_a_generator_that_changes_sizes_is_refused(tmp_path, make_picture, monkeypatch) -> None:

@@ -222,7 +222,7 @@ def open_index(
     path = path or default_path(root)
     index = None if rebuild else _current(root, path, verify=verify)
     if index is None:
-        with _alone(path):
+        with alone(path):
             # Another process (of the same training, say) may have built it meanwhile.
             index = None if rebuild else _current(root, path, verify=verify)
             if index is None:
@@ -237,8 +237,8 @@ def open_index(
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time builds an index; the others wait (where the system can lock files)."""
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time makes a file or folder; the others wait (where files can be locked)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as stream:
         try:

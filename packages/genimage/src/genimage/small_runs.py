@@ -18,7 +18,7 @@ from typing import Any
 from genimage.config import TrainConfig
 from genimage.degradations import Degradation
 from genimage.eval import judge_entries
-from genimage.index import Index, open_index
+from genimage.index import Index, alone, open_index
 from genimage.loading import Degrade, Matching
 from genimage.metrics import Scores, score
 from genimage.small_photos import GENERATORS
@@ -128,26 +128,27 @@ def run(index: Index, detector: str, generator: str, seed: int) -> Run:
     name = hashlib.sha256(key.encode()).hexdigest()[:12]
     folder = index.root.parent / f"{index.root.name}_runs" / f"{detector}_{generator}_{seed}_{name}"
     scores = folder / "scores.json"
-    if not scores.is_file():
-        options = {**TRAINING, **OWN.get(detector, {})}
-        given: Mapping[str, Any] = {
-            **options,
-            "data": index.root,
-            "index": index.path,
-            "detector": detector,
-            "subsets": [generator],
-            "output": folder / "run",
-            "seed": seed,
-            "workers": 0,
-            "val_limit": 50,
-            "save_every": 10**6,
-            "log_every": 10**6,
-        }
-        trained = train(load_config(TrainConfig, None, given)).detector
-        measured = measure(trained, index, generator)
-        with atomic_path(scores) as temporary:
-            temporary.write_text(json.dumps(measured.__dict__) + "\n", encoding="utf-8")
-        shutil.rmtree(folder / "run")
+    with alone(folder):  # several tables, made at the same time, want the same runs
+        if not scores.is_file():
+            options = {**TRAINING, **OWN.get(detector, {})}
+            given: Mapping[str, Any] = {
+                **options,
+                "data": index.root,
+                "index": index.path,
+                "detector": detector,
+                "subsets": [generator],
+                "output": folder / "run",
+                "seed": seed,
+                "workers": 0,
+                "val_limit": 50,
+                "save_every": 10**6,
+                "log_every": 10**6,
+            }
+            trained = train(load_config(TrainConfig, None, given)).detector
+            measured = measure(trained, index, generator)
+            with atomic_path(scores) as temporary:
+                temporary.write_text(json.dumps(measured.__dict__) + "\n", encoding="utf-8")
+            shutil.rmtree(folder / "run")
     return Run(**json.loads(scores.read_text(encoding="utf-8")))
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from genimage.index import alone
 from genimage.small_photos import GENERATORS, Photos, photos_of, remade
 from papers_shared import assets
 
@@ -80,24 +81,26 @@ def small_set(
     """
     root = folder_of(settings, seed=seed)
     for number, (name, generator) in enumerate(GENERATORS.items()):
-        if (root / name).is_dir():
-            continue
-        progress(number, len(GENERATORS), f"pictures of {generator.label}")
-        part = root.with_name(f"{root.name}_{name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        for mode, source in sources.items():
-            count = settings[f"{mode}_photos"]
-            both = {"nature": photos_of(source, count), "ai": remade(name, source, count)}
-            for offset, (label, photos) in enumerate(both.items()):
-                folder = part / mode / label
-                folder.mkdir(parents=True)
-                draw = 1000 * seed + 10 * number + offset
-                for stem, square in squares(
-                    photos, settings[f"{mode}_crops"], side=settings["side"], seed=draw
-                ):
-                    square.save(folder / f"{name}_{stem}.png")
-        root.mkdir(parents=True, exist_ok=True)
-        part.replace(root / name)
+        # One lock for all settings: they share what `remade` keeps.
+        with alone(root.with_name(name)):
+            if (root / name).is_dir():
+                continue
+            progress(number, len(GENERATORS), f"pictures of {generator.label}")
+            part = root.with_name(f"{root.name}_{name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            for mode, source in sources.items():
+                count = settings[f"{mode}_photos"]
+                both = {"nature": photos_of(source, count), "ai": remade(name, source, count)}
+                for offset, (label, photos) in enumerate(both.items()):
+                    folder = part / mode / label
+                    folder.mkdir(parents=True)
+                    draw = 1000 * seed + 10 * number + offset
+                    for stem, square in squares(
+                        photos, settings[f"{mode}_crops"], side=settings["side"], seed=draw
+                    ):
+                        square.save(folder / f"{name}_{stem}.png")
+            root.mkdir(parents=True, exist_ok=True)
+            part.replace(root / name)
     return root
 
 
