@@ -19,7 +19,7 @@ from papers_shared.kernels.packed_linear import (
     pack_linear,
     packed_linear,
 )
-from papers_shared.quantization import GridRule, round_to_nearest
+from papers_shared.quantization import GridRule, packed_layer, round_to_nearest
 
 # out, in, group: rows and chunks that are not full, one group, groups across chunks
 SIZES = [(13, 576, 576), (8, 576, 64), (7, 40, 40), (6, 1024, 32), (5, 768, 256)]
@@ -109,12 +109,12 @@ def test_the_module_adds_its_bias_in_any_shape() -> None:
 def test_the_module_moves_and_is_stored_whole() -> None:
     weight = torch.randn(12, 64, generator=torch.Generator().manual_seed(0))
     quantized = round_to_nearest(weight, GridRule(3, group=32, search="none"))
-    layer = PackedLinear.from_quantized(quantized, nn.Parameter(torch.arange(12.0)))
+    layer = packed_layer(quantized, nn.Parameter(torch.arange(12.0)))
     x = inputs(2, (12, 64, 32))
     expected = torch.nn.functional.linear(x, quantized.dequantize(), layer.bias)
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
     other = round_to_nearest(-weight, GridRule(3, group=32, search="none"))
-    again = PackedLinear.from_quantized(other, torch.zeros(12))
+    again = packed_layer(other, torch.zeros(12))
     again.load_state_dict(layer.state_dict())
     assert torch.equal(again(x), layer(x))
     moved = layer.to("meta")

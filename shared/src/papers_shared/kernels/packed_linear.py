@@ -7,10 +7,6 @@ unpacked first and multiplied by torch.
 
     packed = pack_linear(codes, scale, zero, bits=4, group=64)
     y = packed_linear(x, packed)
-
-    for name, weight in quantized.items():  # module name -> QuantizedWeight
-        bias = model.get_submodule(name).bias
-        model.set_submodule(name, PackedLinear.from_quantized(weight, bias))
 """
 
 from __future__ import annotations
@@ -19,16 +15,12 @@ import functools
 import importlib.util
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from papers_shared.packing import pack_bits, unpack_bits
-
-if TYPE_CHECKING:
-    from papers_shared.quantization import QuantizedWeight
 
 ROWS = 4  # of a block of csrc/packed_linear.cpp
 UNIT = 32  # inputs that every group is a multiple of
@@ -255,21 +247,6 @@ class PackedLinear(nn.Module):
         self.register_buffer("scale", weight.scale)
         self.register_buffer("zero", weight.zero)
         self.register_buffer("bias", None if bias is None else bias.detach())
-
-    @classmethod
-    def from_quantized(cls, weight: QuantizedWeight, bias: Tensor | None = None) -> PackedLinear:
-        """A layer of the codes that RTN, GPTQ or CBQ leave.
-
-        Args:
-            weight: of 2, 3 or 4 bits.
-            bias: (out,) or None.
-
-        Raises:
-            ValueError: see :func:`pack_linear`.
-        """
-        grid = weight.grid
-        packed = pack_linear(weight.codes, grid.scale, grid.zero, bits=grid.bits, group=grid.group)
-        return cls(packed, bias)
 
     @property
     def weight(self) -> PackedLinearWeight:

@@ -28,6 +28,7 @@ _EXPORTS = {
     "lsq": "layers",
     "minmax_grid": "grids",
     "pack_words": "words",
+    "packed_layer": "layers",
     "quantize_attention": "attention",
     "quantized_bytes": "grids",
     "round_ste": "grids",

@@ -1,4 +1,4 @@
-"""Layers that compute as if quantized: activations on the fly, learned steps."""
+"""Layers that compute as if quantized (activations on the fly, learned steps), and on codes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from papers_shared.quantization.grids import round_ste
+from papers_shared.kernels.packed_linear import PackedLinear, pack_linear
+from papers_shared.quantization.grids import QuantizedWeight, round_ste
 
 Activation = Literal["none", "token", "tensor", "token_asymmetric"]
 
@@ -139,3 +140,21 @@ def lsq(x: Tensor, step: Tensor, *, bits: int, signed: bool = True) -> Tensor:
         raise ValueError(f"the step has {step.ndim} dimensions, x has {x.ndim}; use size 1")
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     return _LSQ.apply(x, step, low, high)
+
+
+def packed_layer(weight: QuantizedWeight, bias: Tensor | None = None) -> PackedLinear:
+    """A linear layer that computes on packed codes, as RTN, GPTQ or CBQ leave them.
+
+    for name, weight in quantized.items():  # module name -> QuantizedWeight
+        model.set_submodule(name, packed_layer(weight, model.get_submodule(name).bias))
+
+    Args:
+        weight: of 2, 3 or 4 bits.
+        bias: (out,) or None.
+
+    Raises:
+        ValueError: see :func:`papers_shared.kernels.packed_linear.pack_linear`.
+    """
+    grid = weight.grid
+    packed = pack_linear(weight.codes, grid.scale, grid.zero, bits=grid.bits, group=grid.group)
+    return PackedLinear(packed, bias)
