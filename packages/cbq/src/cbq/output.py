@@ -13,7 +13,6 @@ Activations are quantized on the fly and no format of these says so: ``cbq.json`
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,10 @@ from torch import nn
 from cbq.layers import HardLinear
 from cbq.pipeline import Quantized
 from papers_shared.checkpoints import atomic_path
-from papers_shared.language_models import find_blocks
+from papers_shared.language_models import find_blocks, load_causal_lm
 from papers_shared.quantization import (
     export_compressed_tensors,
     export_gptq,
-    load_gptq,
     quantize_attention,
 )
 
@@ -124,32 +122,11 @@ def load_quantized(folder: Path) -> Any:
     """
     if not is_quantized(folder):
         raise FileNotFoundError(f"{folder} has no {DESCRIPTION}: cbq quantize did not write it")
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    kind, settings = described["format"], described["settings"]
-    if kind.startswith("gptq"):
-        config = AutoConfig.from_pretrained(folder)
-        del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        state = load_gptq(folder)
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        tied = set(getattr(model, "_tied_weights_keys", None) or ())
-        if unexpected or set(missing) - tied:
-            raise ValueError(f"{folder} does not fit its config: {missing} {unexpected}")
-        model.tie_weights()
-    else:
-        options = {}
-        if kind == "compressed-tensors":
-            from transformers import CompressedTensorsConfig
-
-            options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
-        with warnings.catch_warnings():  # that dequantize=True is heeded, at length
-            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    settings, model = described["settings"], load_causal_lm(folder)
     if settings["act_bits"] < 16:
         _quantize_activations(model, settings, described["act_factors"])
-    return model.eval()
+    return model
 
 
 def _quantize_activations(model: Any, settings: dict[str, Any], factors: dict[str, float]) -> None:
