@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from papers_shared.tables.entries import belongs, load_entries
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -94,6 +97,22 @@ def test_the_python_of_a_readme_runs(page: Path, folder: Path) -> None:
     for block in blocks(page, "python"):
         done = run([sys.executable, "-c", block], folder)
         assert done.returncode == 0, done.stderr
+
+
+@functools.cache
+def tables_of(paper: str) -> list[str]:
+    return list(load_entries([paper])[0].reported.tables)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_the_tables_that_a_readme_names_exist(page: Path) -> None:
+    """Make takes any name behind ``reproduce-``; the command then finds no such table."""
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"(?:-C packages/(\w+) )?reproduce-(\w+)", text)
+    named += re.findall(r"PAPER=(\w+) TABLE=(\w+)", text)
+    for paper, table in named:
+        known = tables_of(paper or page.parent.name)
+        assert any(belongs(name, [table]) for name in known), (table, known)
 
 
 def generated() -> list[tuple[Path, str, str]]:
