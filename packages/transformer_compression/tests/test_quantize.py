@@ -263,6 +263,12 @@ def test_scales_alone_can_be_trained(model: Any, batches: list) -> None:
     assert torch.equal(made.get_submodule(name).weight, weight.dequantize())
 
 
+def test_heads_of_low_rank_layers_are_not_pruned(model, batches) -> None:
+    made, _ = compress_in_turn(copy.deepcopy(model), [LOW_RANK], batches)
+    with pytest.raises(ValueError, match="prune first"):
+        compress(made, "llm_pruner", batches)
+
+
 def test_low_rank_is_the_best_for_the_outputs() -> None:
     x = torch.randn(2, 40, 24) * torch.linspace(0.1, 3, 24)
     weight = torch.randn(16, 24)

@@ -14,6 +14,7 @@ from papers_shared.complexity import count_parameters
 from papers_shared.language_models import observe_inputs, walk_blocks
 from papers_shared.quantization import Hessian
 from transformer_compression.prune.removal import (
+    RANKS,
     channels_of,
     kept,
     layer_sizes,
@@ -107,12 +108,15 @@ def prune_structured(
         the model (as a Mistral where Llama's config refuses its head count) and the report.
 
     Raises:
-        ValueError: another architecture, no batches, or nothing would go or be left.
+        ValueError: another architecture, low-rank layers, no batches, or nothing would go or be
+            left.
 
     Source: sheet 4.5.
     """
     if criterion not in get_args(Criterion):
         raise ValueError(f"criterion={criterion!r}: expected one of {get_args(Criterion)}")
+    if getattr(model.config, RANKS, None):
+        raise ValueError("heads and channels of low-rank factors cannot go: prune first")
     if correct and criterion != "activation":
         raise ValueError("the least-squares correction needs criterion='activation'")
     blocks = getattr(getattr(model, "model", None), "layers", None)
