@@ -132,6 +132,7 @@ def ablation_table() -> Table:
         "w4a4_cfp_activations": _ablation("w4a4", scale_channels=True),
         "w4a4_cfp_weights": _ablation("w4a4", truncate=True),
         "w4a4_best": _ablation("w4a4", "best"),
+        "w4a4_best_cfp_activations": _ablation("w4a4", "best", scale_channels=True),
         "w4a4_best_window1": _ablation("w4a4", "best", **alone),
     }
     claims = [
@@ -151,6 +152,7 @@ def ablation_table() -> Table:
         _below("LoRA, W2: rounding and steps beat steps alone", "w2_lora", "w2_steps_only"),
         _below("LoRA, W3: the low rank is below the full matrix", "w3_lora", "w3_full_adaround"),
         _below("LoRA, W4A4: CFP's activation scales help", "w4a4_cfp_activations", "w4a4_lora"),
+        _below("W4A4: CFP's activation scales help", "w4a4_best_cfp_activations", "w4a4_best"),
     ]
     return Table(recipes, claims=claims)
 
