@@ -237,8 +237,8 @@ def test_only_what_is_to_be_learned_moves(kind, start, trained, quantize_tiny) -
     assert (same_scale, same_codes) == (trained == "rounding", trained == "steps")
 
 
-def test_best_takes_blocks_alone_at_2_bits_unless_told_otherwise() -> None:
-    found = preset("best", bits=2), preset("best", bits=3), preset("best", bits=2, window=2)
+def test_best_takes_blocks_alone_below_4_bits_unless_told_otherwise() -> None:
+    found = preset("best", bits=3), preset("best", bits=4), preset("best", bits=3, window=2)
     assert [(s.window, s.overlap) for s in found] == [(1, 0), (2, 1), (2, 1)]
     assert preset("lora", bits=2).window == 2
 

@@ -157,8 +157,8 @@ PRESETS: dict[str, Settings] = {
 def preset(name: str, **changes: Any) -> Settings:
     """A named preset with changes.
 
-    ``best`` takes one block a window below 3 bits if not told otherwise: two blocks that both begin
-    at the nearest of 4 values are too far from the float ones to be trained together.
+    ``best`` takes one block a window below 4 bits if not told otherwise: two blocks that both begin
+    at the nearest of 4 or 8 values are too far from the float ones to be trained together.
 
     Raises:
         ValueError: unknown name or a value out of range.
@@ -166,7 +166,7 @@ def preset(name: str, **changes: Any) -> Settings:
     if name not in PRESETS:
         raise ValueError(f"preset {name!r}: expected one of {', '.join(PRESETS)}")
     base = PRESETS[name]
-    if name == "best" and changes.get("bits", base.bits) < 3 and "window" not in changes:
+    if name == "best" and changes.get("bits", base.bits) < 4 and "window" not in changes:
         base = replace(base, window=1, overlap=0)
     return replace(base, **changes)
 
