@@ -88,7 +88,8 @@ def test_a_network_is_trained_resumed_sampled_from_and_measured(folder, tmp_path
     (folder / "green").rename(folder / "grey")
     assert main(command) == 2
     assert "class 1 of the data is 'grey', of the network 'green'" in capsys.readouterr().err
-    shutil.copytree(folder / "red", folder / "violet")  # its label would be the network's for no class
+    # The label of one class more would be the network's for no class.
+    shutil.copytree(folder / "red", folder / "violet")
     assert main(command) == 2
     assert "the data have 4 classes, the network 3" in capsys.readouterr().err
 

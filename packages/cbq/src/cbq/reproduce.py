@@ -117,6 +117,7 @@ def ablation_table() -> Table:
         "w2_steps_only": _ablation("w2a16", learn_rounding=False),
         "w2_rounding_only": _ablation("w2a16", learn_steps=False),
         "w2_best": _ablation("w2a16", "best", steps=2 * ABLATION_STEPS),
+        "w2_best_no_judge": _ablation("w2a16", "best", steps=2 * ABLATION_STEPS, held_out=0.0),
         "w2_best_window2": _ablation("w2a16", "best", window=2, overlap=1),
         "w3_rtn": _ablation("w3a16", "rtn", seconds=60),
         "w3_gptq": _ablation("w3a16", "gptq", seconds=60),
