@@ -142,6 +142,12 @@ def test_a_row_whose_data_is_missing_needs_it_and_does_not_fail(paper):
     assert result.failures == ()
 
 
+def test_out_of_the_budget_too_a_row_says_what_it_needs(paper):
+    result = run(with_table(paper, ours=replace(OURS, assets=("kodak24",))), budget=0)
+    assert states(result) == ["needs", "skipped", "needs"]
+    assert "kodak24 is not on this machine" in result.rows["ours"].message
+
+
 def test_in_ci_with_a_mirror_an_exact_row_must_not_need_anything(paper, tmp_path, monkeypatch):
     monkeypatch.setenv("CI", "true")
     monkeypatch.setenv("PAPERS_MIRROR", str(tmp_path))

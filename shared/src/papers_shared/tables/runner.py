@@ -122,6 +122,8 @@ def reproduce(
             rows, failures = {}, []
             for row in table.rows.values():
                 job = Job(entry.name, name, row.name)
+                if job in wanted and job not in chosen and not committed.get(row.name):
+                    runnable(job)  # what it needs says more than that it was not in the budget
                 fresh = run(job) if job in chosen else troubles.get(job)
                 result = settle(entry, name, row, fresh, committed.get(row.name, {}))
                 result = replace(result, off=out_of_tolerance(table, row, result.cells))
