@@ -115,7 +115,7 @@ def prune_structured(
     """
     if criterion not in get_args(Criterion):
         raise ValueError(f"criterion={criterion!r}: expected one of {get_args(Criterion)}")
-    if getattr(model.config, RANKS, None):
+    if getattr(getattr(model, "config", None), RANKS, None):
         raise ValueError("heads and channels of low-rank factors cannot go: prune first")
     if correct and criterion != "activation":
         raise ValueError("the least-squares correction needs criterion='activation'")
