@@ -55,6 +55,7 @@ def test_defaults_then_file_then_options(call, tmp_path: Path) -> None:
     ("argv", "message"),
     [
         (["--lerning-rate", "1"], "did you mean '--learning-rate'"),
+        (["--photos", "a.png"], "unknown option --photos, PHOTOS is written without --photos"),
         (["--epochs", "many"], "epochs is 'many', expected int"),
         (["--epochs", "2.5"], "expected int"),
         (["--mode", "fats"], "did you mean 'fast'"),

@@ -96,10 +96,9 @@ def run(
         known, unknown = parser.parse_known_args(argv)
         command = commands[known.verb]
         if unknown:
-            names = [_flag(f.name) for f in dataclasses.fields(command.config)]
-            near = _nearest(unknown[0].partition("=")[0], names)
             raise ValueError(
-                f"unknown option {unknown[0]}{near}; see {program} {known.verb} --help"
+                f"unknown option {unknown[0]}{_instead(unknown[0], command)}; see {program} "
+                f"{known.verb} --help"
             )
         values = vars(known)
         values.pop("verb")
@@ -182,6 +181,18 @@ def _checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]
             raise ValueError(f"{where}: unknown key {key!r}{_nearest(name, names)}")
         out[name] = convert(value, hints[name], f"{where}: {key}")
     return out
+
+
+def _instead(given: str, command: Command) -> str:
+    """What to write for an option that there is not."""
+    name = given.partition("=")[0]
+    bare, dashed = (
+        [f.name for f in _fields(command) if bool(f.metadata.get("positional")) == positional]
+        for positional in (True, False)
+    )
+    if any(name == _flag(argument) for argument in bare):
+        return f", {name[2:].upper()} is written without {name}"
+    return _nearest(name, [_flag(argument) for argument in dashed])
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
