@@ -21,7 +21,7 @@ PAGES = [
     ROOT / "benchmarks" / "README.md",
     *ROOT.glob("packages/*/README.md"),
 ]
-LONG = re.compile(r"#.*\b(hours|days)\b")
+LONG = re.compile(r"#.*\b(hours|days|[1-9]\d minutes)\b")
 
 
 def blocks(page: Path, language: str) -> list[str]:
